@@ -1,0 +1,1 @@
+//! EL2 only: system registers, MMU, exceptions, physical GIC, timer, firmware calls.

@@ -1,0 +1,47 @@
+//! Time: ticks of the board's counter, never confused with nanoseconds.
+
+use core::time::Duration;
+
+/// A point in time or a span, in ticks of the system counter (CNTPCT_EL0).
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default)]
+pub struct Ticks(pub u64);
+
+impl Ticks {
+    /// This point in time plus `span`; saturates, so a far deadline is never.
+    pub const fn after(self, span: Ticks) -> Ticks {
+        Ticks(self.0.saturating_add(span.0))
+    }
+}
+
+/// Frequency of the system counter in Hz (CNTFRQ_EL0); never zero.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Frequency(core::num::NonZeroU32);
+
+impl Frequency {
+    /// A frequency in Hz, `None` for zero.
+    pub const fn new(hertz: u32) -> Option<Self> {
+        match core::num::NonZeroU32::new(hertz) {
+            Some(hertz) => Some(Self(hertz)),
+            None => None,
+        }
+    }
+
+    /// The frequency in Hz.
+    pub const fn hertz(self) -> u32 {
+        self.0.get()
+    }
+
+    /// `span` in ticks, rounded up, saturating.
+    pub const fn ticks(self, span: Duration) -> Ticks {
+        let ticks = (span.as_nanos() * self.0.get() as u128).div_ceil(1_000_000_000);
+        if ticks > u64::MAX as u128 { Ticks(u64::MAX) } else { Ticks(ticks as u64) }
+    }
+}
+
+/// A monotonic clock.
+pub trait Clock {
+    /// The present time.
+    fn now(&self) -> Ticks;
+    /// How fast it runs.
+    fn frequency(&self) -> Frequency;
+}

@@ -1,0 +1,8 @@
+//! The traits between device models and hardware, and the back ends that need no hardware.
+//!
+//! Nothing here blocks. A back end takes requests in [`block::BlockBackend::submit`], and gives
+//! results back when it is polled.
+
+pub mod block;
+pub mod clock;
+pub mod serial;

@@ -1,0 +1,1 @@
+//! Polled drivers for physical devices, over two seams: registers and DMA memory.

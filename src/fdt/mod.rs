@@ -1,0 +1,1 @@
+//! Device trees: the board's is read, the guest's is written.

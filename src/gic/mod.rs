@@ -1,0 +1,1 @@
+//! The virtual GIC: one state machine, its register front ends and list-register scheduling.

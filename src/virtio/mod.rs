@@ -1,0 +1,1 @@
+//! The device side of virtio: transport, queues, the device trait, devices.

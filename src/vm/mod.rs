@@ -1,0 +1,1 @@
+//! Virtual machines: configuration, exit dispatch, MMIO bus, loader, lifecycle.
