@@ -24,20 +24,26 @@ pub struct GuestMemory<'m> {
 impl<'m> GuestMemory<'m> {
     /// A guest without RAM.
     pub const fn new() -> Self {
-        Self { regions: heapless::Vec::new() }
+        Self {
+            regions: heapless::Vec::new(),
+        }
     }
 
     /// Adds `memory` at `ipa`. Gives the region back if the table is full, the region is empty,
     /// wraps, or overlaps one that is there.
     pub fn add(&mut self, ipa: Ipa, memory: SharedSlice<'m>) -> Result<(), SharedSlice<'m>> {
-        let Some(end) = ipa.checked_add(memory.len() as u64) else { return Err(memory) };
+        let Some(end) = ipa.checked_add(memory.len() as u64) else {
+            return Err(memory);
+        };
         let overlaps = self.regions.iter().any(|(base, region)| {
             ipa.raw() < base.raw() + region.len() as u64 && base.raw() < end.raw()
         });
         if overlaps || memory.is_empty() {
             return Err(memory);
         }
-        self.regions.push((ipa, memory)).map_err(|(_, memory)| memory)
+        self.regions
+            .push((ipa, memory))
+            .map_err(|(_, memory)| memory)
     }
 
     /// The regions: guest address and memory.
@@ -55,11 +61,15 @@ impl<'m> GuestMemory<'m> {
             return Err(GuestMemoryError::Wraps);
         }
         for (base, region) in &self.regions {
-            let Some(offset) = ipa.raw().checked_sub(base.raw()) else { continue };
+            let Some(offset) = ipa.raw().checked_sub(base.raw()) else {
+                continue;
+            };
             if offset >= region.len() as u64 {
                 continue;
             }
-            return region.subslice(offset as usize, len).ok_or(GuestMemoryError::NotRam);
+            return region
+                .subslice(offset as usize, len)
+                .ok_or(GuestMemoryError::NotRam);
         }
         Err(GuestMemoryError::NotRam)
     }

@@ -1,0 +1,141 @@
+//! Tests of [`SharedSlice`].
+//!
+//! Clean under Miri with `MIRIFLAGS=-Zmiri-disable-weak-memory-emulation`: Miri's weak-memory
+//! emulation cannot follow atomics of different sizes on the same bytes and stops on them.
+
+use super::*;
+use crate::memory::HostRam;
+
+const LEN: usize = 64;
+
+/// Offsets and lengths to try: Miri takes fewer, still every phase within a word.
+const OFFSETS: core::ops::Range<usize> = if cfg!(miri) { 0..8 } else { 0..20 };
+const LENGTHS: [usize; 9] = [0, 1, 3, 7, 8, 9, 15, 17, 27];
+
+fn numbered(ram: &HostRam) -> SharedSlice<'_> {
+    let slice = ram.slice(Pa::new(0x8000_0000)).subslice(0, LEN).unwrap();
+    for index in 0..LEN {
+        slice.store_u8(index, index as u8).unwrap();
+    }
+    slice
+}
+
+fn bytes(slice: &SharedSlice<'_>) -> Vec<u8> {
+    let mut out = vec![0; slice.len()];
+    slice.read_bytes(0, &mut out).unwrap();
+    out
+}
+
+#[test]
+fn reads_and_writes_are_exact_at_every_offset_and_length() {
+    let ram = HostRam::new(LEN);
+    for offset in OFFSETS {
+        for len in LENGTHS {
+            let slice = numbered(&ram);
+            let mut out = vec![0xEE; len];
+            slice.read_bytes(offset, &mut out).unwrap();
+            let expected: Vec<u8> = (offset..offset + len).map(|n| n as u8).collect();
+            assert_eq!(out, expected);
+
+            let new: Vec<u8> = expected.iter().map(|byte| byte | 0x80).collect();
+            slice.write_bytes(offset, &new).unwrap();
+            for (index, byte) in bytes(&slice).into_iter().enumerate() {
+                let written = (offset..offset + len).contains(&index);
+                assert_eq!(byte, index as u8 | if written { 0x80 } else { 0 });
+            }
+        }
+    }
+}
+
+#[test]
+fn a_fill_touches_its_range_only() {
+    let ram = HostRam::new(LEN);
+    for offset in OFFSETS {
+        for len in LENGTHS {
+            let slice = numbered(&ram);
+            slice.fill(offset, len, 0xA5).unwrap();
+            for (index, byte) in bytes(&slice).into_iter().enumerate() {
+                let filled = (offset..offset + len).contains(&index);
+                assert_eq!(byte, if filled { 0xA5 } else { index as u8 });
+            }
+        }
+    }
+}
+
+#[test]
+fn a_copy_is_exact_whatever_the_phases() {
+    let (from, to) = (HostRam::new(LEN), HostRam::new(LEN));
+    let source = numbered(&from);
+    for source_offset in 0..9 {
+        for offset in 0..9 {
+            let target = to.slice(Pa::new(0)).subslice(0, LEN).unwrap();
+            target.fill(0, LEN, 0xFF).unwrap();
+            let part = source.subslice(source_offset, 29).unwrap();
+            target
+                .subslice(offset, 29)
+                .unwrap()
+                .copy_from(&part)
+                .unwrap();
+            for (index, byte) in bytes(&target).into_iter().enumerate() {
+                let copied = (offset..offset + 29).contains(&index);
+                let expected = source_offset.wrapping_add(index).wrapping_sub(offset) as u8;
+                assert_eq!(byte, if copied { expected } else { 0xFF });
+            }
+        }
+    }
+}
+
+#[test]
+fn bulk_operations_outside_the_slice_have_no_effect() {
+    let ram = HostRam::new(LEN);
+    let slice = numbered(&ram);
+    let mut out = [0xEE; 4];
+    for offset in [LEN - 3, LEN, LEN + 1, usize::MAX - 1, usize::MAX] {
+        assert_eq!(slice.read_bytes(offset, &mut out), None);
+        assert_eq!(slice.write_bytes(offset, &[1; 4]), None);
+        assert_eq!(slice.fill(offset, 4, 1), None);
+    }
+    assert_eq!(slice.fill(8, usize::MAX, 1), None);
+    assert_eq!(out, [0xEE; 4]);
+    assert_eq!(bytes(&slice), (0..LEN as u8).collect::<Vec<_>>());
+}
+
+#[test]
+fn a_copy_between_different_lengths_is_refused() {
+    let ram = HostRam::new(LEN);
+    let slice = numbered(&ram);
+    let short = slice.subslice(0, 8).unwrap();
+    assert_eq!(slice.copy_from(&short), None);
+    assert_eq!(bytes(&slice), (0..LEN as u8).collect::<Vec<_>>());
+}
+
+#[test]
+fn words_are_little_endian_aligned_and_inside() {
+    let ram = HostRam::new(LEN);
+    let slice = numbered(&ram);
+    assert_eq!(slice.load_u16(2), Some(0x0302));
+    assert_eq!(slice.load_u32(4), Some(0x0706_0504));
+    assert_eq!(slice.load_u64(8), Some(0x0F0E_0D0C_0B0A_0908));
+    assert_eq!(slice.load_u16(1), None);
+    assert_eq!(slice.load_u32(LEN - 2), None);
+    assert_eq!(slice.load_u64(usize::MAX - 3), None);
+    assert_eq!(
+        slice.load_u64_pair(48),
+        Some((0x3736_3534_3332_3130, 0x3F3E_3D3C_3B3A_3938))
+    );
+    assert_eq!(slice.load_u64_pair(52), None);
+    assert_eq!(slice.load_u64_pair(56), None);
+}
+
+#[test]
+fn a_subslice_moves_both_addresses_and_stays_inside() {
+    let ram = HostRam::new(LEN);
+    let slice = numbered(&ram);
+    let part = slice.subslice(16, 8).unwrap();
+    assert_eq!(part.pa(), Pa::new(0x8000_0010));
+    assert_eq!(part.load_u8(0), Some(16));
+    assert_eq!(part.load_u8(8), None);
+    assert!(slice.subslice(LEN, 0).is_some());
+    assert!(slice.subslice(LEN, 1).is_none());
+    assert!(slice.subslice(1, usize::MAX).is_none());
+}
