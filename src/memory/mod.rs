@@ -1,13 +1,19 @@
 //! Memory: address spaces, memory shared with guests and devices, frames, stage 2.
 
 pub mod address;
+pub mod frames;
 pub mod guest;
 #[cfg(not(target_os = "none"))]
 pub mod host;
+pub mod ram;
 pub mod shared;
+#[cfg(test)]
+pub(crate) mod testing;
 
 pub use address::{Ipa, PAGE_SIZE, Pa};
+pub use frames::{FrameError, FramePool};
 pub use guest::{GuestMemory, GuestMemoryError};
 #[cfg(not(target_os = "none"))]
 pub use host::HostRam;
+pub use ram::{PaRange, RamMap};
 pub use shared::SharedSlice;
