@@ -1,0 +1,24 @@
+# shellcheck shell=bash
+# The EL2 image: from source to ELF to the raw arm64 Image that QEMU and boot loaders enter at EL2.
+
+# elf_to_image ELF IMAGE
+elf_to_image() {
+    local sysroot objcopy
+    sysroot=$(rust_sysroot)
+    for objcopy in "$sysroot"/lib/rustlib/*/bin/llvm-objcopy; do
+        if [[ -x $objcopy ]]; then
+            LD_LIBRARY_PATH=$sysroot/lib "$objcopy" -O binary -- "$1" "$2.$$"
+            publish "$2.$$" "$2"
+            return
+        fi
+    done
+    echo "llvm-objcopy is not in $sysroot: the llvm-tools component is missing"
+    return 1
+}
+
+build_image() {
+    # From the checkout, so that its toolchain pin and cargo configuration hold wherever the caller is.
+    cd -- "$root"
+    cargo build --locked --release --target "$triple" --target-dir "$target" --bin sparkler
+    elf_to_image "$target/$triple/release/sparkler" "$1"
+}
