@@ -1,17 +1,32 @@
 # shellcheck shell=bash
 # Start QEMU and wait for it: with the terminal, or with the console filtered. Both return the status to exit with.
 
-# boot_terminal SECONDS COMMAND...: the console is the terminal; Ctrl-A X ends QEMU. 0 seconds: no time-out.
-boot_terminal() {
+# wait_for_qemu SECONDS COMMAND...: run it with the caller's stdin and stdout. In the background even on a terminal (where it
+# stays in the foreground group), so that a signal to this script ends QEMU at once. 0 seconds: no time-out.
+wait_for_qemu() {
     local status=0 seconds=$1
     shift
+    timeout --foreground -k 5 "$seconds" "$@" <&0 &
+    qemu_pid=$!
+    at_exit+=('kill "$qemu_pid" 2>/dev/null || true')
+    wait "$qemu_pid" || status=$?
+    unset 'at_exit[-1]'
+    if ((status == EXIT_TIMEOUT)); then
+        note "the guest was still running after $seconds s"
+    elif ((status)); then
+        note "QEMU ended with status $status"
+        status=$EXIT_FAILED
+    fi
+    return "$status"
+}
+
+# boot_terminal SECONDS COMMAND...: the console is the terminal; Ctrl-A X ends QEMU.
+boot_terminal() {
     if [[ -t 0 ]]; then
         saved_terminal=$(stty -g)
         at_exit+=('stty "$saved_terminal"')
     fi
-    timeout --foreground -k 5 "$seconds" "$@" || status=$?
-    if ((status == EXIT_TIMEOUT)); then note "the guest was still running after $seconds s"; fi
-    return "$status"
+    wait_for_qemu "$@"
 }
 
 # console_filter NONCE FILE: carriage returns go; so does the line in which the guest's init reports a status, which is
@@ -33,18 +48,7 @@ boot_console() {
     mkfifo -- "$scratch/console"
     eval "$filter" <"$scratch/console" &
     filter_pid=$!
-    # In the background, so that a signal to this script ends QEMU at once.
-    timeout -k 5 "$seconds" "$@" >"$scratch/console" </dev/null &
-    qemu_pid=$!
-    at_exit+=('kill "$qemu_pid" 2>/dev/null || true')
-    wait "$qemu_pid" || status=$?
-    unset 'at_exit[-1]'
+    wait_for_qemu "$seconds" "$@" >"$scratch/console" </dev/null || status=$?
     wait "$filter_pid" || true
-    if ((status == EXIT_TIMEOUT)); then
-        note "the guest was still running after $seconds s"
-    elif ((status)); then
-        note "QEMU ended with status $status"
-        status=$EXIT_FAILED
-    fi
     return "$status"
 }
