@@ -7,6 +7,7 @@ pub mod guest;
 pub mod host;
 pub mod ram;
 pub mod shared;
+pub mod stage2;
 #[cfg(test)]
 pub(crate) mod testing;
 
