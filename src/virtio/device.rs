@@ -1,0 +1,278 @@
+//! The contract of a device model: what a new device's author writes, and what is done for them.
+//!
+//! A device model is a state machine that is called and returns. It owns no thread, no lock and no
+//! timer, and it waits for nothing: what takes time is handed to a back end, and collected in
+//! [`VirtioDevice::poll`]. The transport owns everything that is the same for all devices -
+//! status, negotiation, queues, interrupts - and calls the device with a [`Context`].
+//!
+//! What the transport guarantees:
+//! - [`VirtioDevice::activate`] comes before any queue is there, with the agreed features.
+//! - Chains come out of [`ActiveQueue::pop`] validated whole: in RAM, readable before writable,
+//!   no loop. A chain or ring that is not so never reaches the device; the device is marked
+//!   DEVICE_NEEDS_RESET, and `pop` gives `None` from then on.
+//! - A batch is bounded: one call pops at most as many chains as the queue holds, and the rest
+//!   comes with the next [`VirtioDevice::poll`].
+//! - All completions of one call become visible at once, with one interrupt decision.
+//!
+//! What the device guarantees:
+//! - Validation before effect: a request is judged completely before any of it is carried out.
+//! - Configuration space changes only inside `activate`, `write_config`, `poll`,
+//!   `queue_notified` and `reset`.
+//! - After [`VirtioDevice::reset`] has returned [`Progress::Done`] nothing of it, back ends
+//!   included, touches guest memory.
+//!
+//! ```
+//! use sparkler::virtio::queue::ChainBuffer;
+//! use sparkler::virtio::{Context, DeviceType, VirtioDevice};
+//!
+//! /// Fills every buffer with zeros: an entropy device for the easily satisfied.
+//! struct Zeros<'m> {
+//!     chain: ChainBuffer<'m>,
+//! }
+//!
+//! impl<'m> VirtioDevice<'m> for Zeros<'m> {
+//!     fn device_type(&self) -> DeviceType {
+//!         DeviceType::ENTROPY
+//!     }
+//!     fn queue_max_sizes(&self) -> &[u16] {
+//!         &[64]
+//!     }
+//!     fn queue_notified(&mut self, index: u16, context: &mut Context<'_, 'm>) {
+//!         let Some(mut queue) = context.queue(index) else { return };
+//!         while let Some(mut chain) = queue.pop(&mut self.chain) {
+//!             while chain.writable.write_bytes(&[0]).is_some() {}
+//!             queue.complete(chain.head, chain.writable.written() as u32);
+//!         }
+//!     }
+//! }
+//! ```
+
+use super::Features;
+use super::queue::{Chain, ChainBuffer, Head, Queue, QueueError, Ring};
+use crate::backend::clock::Ticks;
+use crate::memory::{GuestMemory, Ipa};
+
+/// A device type (5): the value of the DeviceID register.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DeviceType(pub u32);
+
+impl DeviceType {
+    /// Network device (5.1).
+    pub const NETWORK: DeviceType = DeviceType(1);
+    /// Block device (5.2).
+    pub const BLOCK: DeviceType = DeviceType(2);
+    /// Console (5.3).
+    pub const CONSOLE: DeviceType = DeviceType(3);
+    /// Entropy device (5.4).
+    pub const ENTROPY: DeviceType = DeviceType(4);
+    /// Traditional memory balloon (5.5).
+    pub const BALLOON: DeviceType = DeviceType(5);
+    /// Socket device (5.10).
+    pub const SOCKET: DeviceType = DeviceType(19);
+    /// Memory device (5.15).
+    pub const MEMORY: DeviceType = DeviceType(24);
+    /// PMEM device (5.19).
+    pub const PMEM: DeviceType = DeviceType(27);
+}
+
+/// Whether something that may take time is over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use]
+pub enum Progress {
+    /// It is over.
+    Done,
+    /// Not yet; call again.
+    Pending,
+}
+
+/// The device cannot work as set up. The driver sees DEVICE_NEEDS_RESET.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ActivateError;
+
+/// A shared memory region (2.10), as the guest sees it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SharedMemoryRegion {
+    /// First byte.
+    pub base: Ipa,
+    /// Length in bytes.
+    pub len: u64,
+}
+
+/// A device model. `'m` is the lifetime of guest memory.
+pub trait VirtioDevice<'m> {
+    /// The device type; constant.
+    fn device_type(&self) -> DeviceType;
+
+    /// Maximum sizes of the queues, by index; constant. Zero means that there is no such queue.
+    fn queue_max_sizes(&self) -> &[u16];
+
+    /// The features of this device type that are offered, out of [`Features::DEVICE_TYPE`]; the
+    /// transport adds those it implements itself. May change in [`Self::reset`] only.
+    fn offered_features(&self) -> Features {
+        Features::empty()
+    }
+
+    /// Whether the device can work with `accepted`, a subset of what was offered. `false` keeps
+    /// FEATURES_OK from being set (2.2.2).
+    fn check_features(&self, accepted: Features) -> bool {
+        let _ = accepted;
+        true
+    }
+
+    /// Reads configuration space: `data` is zero, and stays so where the device has no field.
+    /// Has no side effect.
+    fn read_config(&self, offset: usize, data: &mut [u8]) {
+        let _ = (offset, data);
+    }
+
+    /// The driver writes configuration space; `accepted` are the features as of now. What is not
+    /// writable is ignored.
+    fn write_config(&mut self, offset: usize, data: &[u8], accepted: Features) {
+        let _ = (offset, data, accepted);
+    }
+
+    /// The shared memory region `id`, if there is one.
+    fn shared_memory(&self, id: u32) -> Option<SharedMemoryRegion> {
+        let _ = id;
+        None
+    }
+
+    /// The driver has set DRIVER_OK. Called once after each reset.
+    ///
+    /// # Errors
+    /// If the device cannot work like this.
+    fn activate(&mut self, accepted: Features) -> Result<(), ActivateError> {
+        let _ = accepted;
+        Ok(())
+    }
+
+    /// The driver says that there is something new in queue `index`.
+    fn queue_notified(&mut self, index: u16, context: &mut Context<'_, 'm>);
+
+    /// Collects what back ends have finished, and works on what was left over
+    /// ([`ActiveQueue::has_leftover`]). Called at every poll point while the device is live.
+    fn poll(&mut self, context: &mut Context<'_, 'm>) {
+        let _ = context;
+    }
+
+    /// Requests handed to a back end that have not come back.
+    fn in_flight(&self) -> usize {
+        0
+    }
+
+    /// Back to the state before the driver came; requests in flight are forgotten, not completed.
+    /// While a back end may still touch guest memory the answer is [`Progress::Pending`], and the
+    /// call is repeated. Must not wait.
+    fn reset(&mut self, now: Ticks) -> Progress {
+        let _ = now;
+        Progress::Done
+    }
+
+    /// As [`Self::reset`], for what came out of queue `index` only (2.6.1).
+    fn reset_queue(&mut self, index: u16, now: Ticks) -> Progress {
+        let _ = (index, now);
+        Progress::Done
+    }
+}
+
+/// What happened during a call, for the transport.
+#[derive(Default)]
+pub(super) struct Events {
+    /// The driver broke a queue.
+    pub(super) fault: Option<QueueError>,
+    /// Configuration space changed.
+    pub(super) config_changed: bool,
+}
+
+/// What a device may use during a call.
+pub struct Context<'a, 'm> {
+    pub(super) queues: &'a mut [Queue<'m>],
+    pub(super) memory: &'a GuestMemory<'m>,
+    pub(super) features: Features,
+    pub(super) now: Ticks,
+    pub(super) events: &'a mut Events,
+}
+
+impl<'m> Context<'_, 'm> {
+    /// The present time.
+    #[inline]
+    pub fn now(&self) -> Ticks {
+        self.now
+    }
+
+    /// The agreed features.
+    #[inline]
+    pub fn features(&self) -> Features {
+        self.features
+    }
+
+    /// Queue `index`, if the driver has enabled it.
+    #[inline]
+    pub fn queue(&mut self, index: u16) -> Option<ActiveQueue<'_, 'm>> {
+        let ring = self.queues.get_mut(usize::from(index))?.ring()?;
+        Some(ActiveQueue {
+            ring,
+            memory: self.memory,
+            fault: &mut self.events.fault,
+        })
+    }
+
+    /// Configuration space has changed: the generation moves, and the driver is told.
+    pub fn config_changed(&mut self) {
+        self.events.config_changed = true;
+    }
+}
+
+/// A queue during a call.
+pub struct ActiveQueue<'a, 'm> {
+    ring: &'a mut Ring<'m>,
+    memory: &'a GuestMemory<'m>,
+    fault: &'a mut Option<QueueError>,
+}
+
+impl<'m> ActiveQueue<'_, 'm> {
+    /// The next chain, its segments in `buffer`. `None` if there is none now.
+    #[inline]
+    pub fn pop<'c>(&mut self, buffer: &'c mut ChainBuffer<'m>) -> Option<Chain<'c, 'm>> {
+        if self.fault.is_some() {
+            return None;
+        }
+        match self.ring.pop(self.memory, buffer) {
+            Ok(chain) => chain,
+            Err(error) => {
+                *self.fault = Some(error);
+                None
+            }
+        }
+    }
+
+    /// Leaves the chain popped last for later; nothing may have been done with it.
+    #[inline]
+    pub fn put_back(&mut self) {
+        self.ring.put_back();
+    }
+
+    /// Gives a chain back to the driver. `written` bytes were written, without a gap, from the
+    /// beginning of its writable part (2.7.8.2: fewer is allowed, more is not).
+    #[inline]
+    pub fn complete(&mut self, head: Head, written: u32) {
+        self.ring.complete(head, written);
+    }
+
+    /// The driver has broken the protocol so that no answer is possible: DEVICE_NEEDS_RESET.
+    pub fn fail(&mut self, error: QueueError) {
+        self.fault.get_or_insert(error);
+    }
+
+    /// Whether chains wait that no notification will announce.
+    #[inline]
+    pub fn has_leftover(&self) -> bool {
+        self.ring.has_leftover()
+    }
+
+    /// Asks the driver to notify of new chains (the default), or not to because the device looks
+    /// anyway.
+    pub fn set_notifications(&mut self, wanted: bool) {
+        self.ring.set_notifications(wanted);
+    }
+}

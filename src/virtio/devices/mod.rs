@@ -1,0 +1,3 @@
+//! The device models.
+
+pub mod block;

@@ -1,0 +1,388 @@
+//! The split virtqueue (2.7), device side.
+//!
+//! # Ordering
+//! The driver runs on another core, or on this one between two exits; both map the rings as
+//! inner-shareable cacheable normal memory, so thread fences (DMB ISH) order what each sees of the
+//! other. There are three places:
+//! 1. `avail.idx` is read before the entries it announces: an acquire fence between, which pairs
+//!    with the driver's barrier between writing the entries and `avail.idx` (2.7.13).
+//! 2. used elements, and all that the device wrote to the buffers, come before `used.idx`: a
+//!    release fence between (2.7.8.2).
+//! 3. two flags crossing: the device writes `used.idx` and then reads `used_event`; the driver
+//!    writes `used_event` and then re-reads `used.idx`. Either must see the other's write or an
+//!    interrupt is lost; only a full fence orders a store before a later load. The same holds for
+//!    `avail_event` and `avail.idx` (2.7.7, 2.7.10).
+
+use core::sync::atomic::{Ordering, fence};
+
+use super::chain::{Chain, ChainBuffer, Head, MAX_SEGMENTS};
+use super::{Areas, QueueError};
+use crate::memory::{GuestMemory, Ipa, SharedSlice};
+use crate::virtio::Features;
+
+/// Bytes in a descriptor.
+const DESCRIPTOR: usize = 16;
+const NEXT: u16 = 1;
+const WRITE: u16 = 2;
+const INDIRECT: u16 = 4;
+
+/// Offsets in the available and the used ring; the event field follows the entries.
+const FLAGS: usize = 0;
+const IDX: usize = 2;
+const RING: usize = 4;
+const AVAILABLE_ENTRY: usize = 2;
+const USED_ENTRY: usize = 8;
+
+/// In `avail.flags`: the driver wants no interrupts.
+const NO_INTERRUPT: u16 = 1;
+/// In `used.flags`: the device wants no notifications.
+const NO_NOTIFY: u16 = 1;
+
+/// A descriptor, read once.
+#[derive(Clone, Copy)]
+struct Descriptor {
+    address: u64,
+    len: u32,
+    flags: u16,
+    next: u16,
+}
+
+impl Descriptor {
+    #[inline(always)]
+    fn from_words((address, rest): (u64, u64)) -> Self {
+        Self {
+            address,
+            len: rest as u32,
+            flags: (rest >> 32) as u16,
+            next: (rest >> 48) as u16,
+        }
+    }
+
+    #[inline(always)]
+    fn has(&self, flag: u16) -> bool {
+        self.flags & flag != 0
+    }
+}
+
+/// A split virtqueue that is enabled: its areas are resolved, its size is a power of two.
+pub(super) struct SplitRing<'m> {
+    descriptors: SharedSlice<'m>,
+    available: SharedSlice<'m>,
+    used: SharedSlice<'m>,
+    size: u16,
+    event_idx: bool,
+    indirect: bool,
+    /// The driver is asked to notify.
+    notifications: bool,
+    /// `avail_event` as last written.
+    armed_at: Option<u16>,
+    /// The next available entry to take.
+    next_available: u16,
+    /// `avail.idx` as last read and believed.
+    available_idx: u16,
+    /// The next used entry to write.
+    next_used: u16,
+    /// `used.idx` as last written.
+    published: u16,
+    /// Chains that may still be taken in this batch.
+    budget: u16,
+    /// Entries were left that no notification will announce.
+    leftover: bool,
+}
+
+impl<'m> SplitRing<'m> {
+    /// Resolves and checks the areas.
+    ///
+    /// # Errors
+    /// If an area is misaligned (2.7: 16, 2 and 4 bytes), not wholly RAM, or two overlap.
+    pub(super) fn new(
+        size: u16,
+        areas: &Areas,
+        features: Features,
+        memory: &GuestMemory<'m>,
+    ) -> Result<Self, QueueError> {
+        let event_idx = features.contains(Features::EVENT_IDX);
+        let entries = usize::from(size);
+        let event = if event_idx { 2 } else { 0 };
+        let lengths = [
+            entries * DESCRIPTOR,
+            RING + entries * AVAILABLE_ENTRY + event,
+            RING + entries * USED_ENTRY + event,
+        ];
+        let [descriptors, available, used] = areas.resolve([16, 2, 4], lengths, memory)?;
+        Ok(Self {
+            descriptors,
+            available,
+            used,
+            size,
+            event_idx,
+            indirect: features.contains(Features::INDIRECT_DESC),
+            notifications: true,
+            armed_at: None,
+            next_available: 0,
+            available_idx: 0,
+            next_used: 0,
+            published: 0,
+            budget: size,
+            leftover: false,
+        })
+    }
+
+    /// Allows another [`Self::size`] chains to be taken.
+    #[inline(always)]
+    pub(super) fn begin_batch(&mut self) {
+        self.budget = self.size;
+    }
+
+    #[inline(always)]
+    pub(super) fn size(&self) -> u16 {
+        self.size
+    }
+
+    #[inline(always)]
+    pub(super) fn leftover(&self) -> bool {
+        self.leftover
+    }
+
+    #[inline(always)]
+    pub(super) fn outstanding(&self) -> u16 {
+        self.next_available.wrapping_sub(self.next_used)
+    }
+
+    /// Takes the next chain, validated whole. `None` if there is none, or the batch is used up.
+    #[inline]
+    pub(super) fn pop<'c>(
+        &mut self,
+        memory: &GuestMemory<'m>,
+        buffer: &'c mut ChainBuffer<'m>,
+    ) -> Result<Option<Chain<'c, 'm>>, QueueError> {
+        let Some(budget) = self.budget.checked_sub(1) else {
+            self.leftover = true;
+            return Ok(None);
+        };
+        if self.next_available == self.available_idx && !self.refresh()? {
+            self.leftover = false;
+            return Ok(None);
+        }
+        self.budget = budget;
+        let slot = usize::from(self.next_available & (self.size - 1));
+        let entry = self.available.load_u16(RING + slot * AVAILABLE_ENTRY);
+        let head = Head(entry.ok_or(QueueError::Inaccessible)?);
+        self.walk(head, memory, buffer)?;
+        self.next_available = self.next_available.wrapping_add(1);
+        buffer.chain(head).map(Some)
+    }
+
+    /// Undoes the last [`Self::pop`]: the chain has had no effect, and is taken again later.
+    #[inline]
+    pub(super) fn put_back(&mut self) {
+        if self.outstanding() != 0 {
+            self.next_available = self.next_available.wrapping_sub(1);
+        }
+        self.leftover = true;
+    }
+
+    /// Reads `avail.idx`. `false` if nothing is available; the driver's next addition then
+    /// notifies.
+    #[inline]
+    fn refresh(&mut self) -> Result<bool, QueueError> {
+        let mut idx = self.load_available(IDX)?;
+        if idx == self.next_available {
+            if !self.notifications || !self.event_idx || self.armed_at == Some(idx) {
+                // Without EVENT_IDX notifications were on all the time, or are not wanted; with
+                // it, the driver has been told already: no addition can have gone unannounced.
+                return Ok(false);
+            }
+            self.store_used(RING + usize::from(self.size) * USED_ENTRY, idx)?;
+            self.armed_at = Some(idx);
+            // Ordering 3: the driver may have added an entry before it could see the request.
+            fence(Ordering::SeqCst);
+            idx = self.load_available(IDX)?;
+            if idx == self.next_available {
+                return Ok(false);
+            }
+        }
+        // A ring holds at most `size` chains, those the device still works on included. More is a
+        // jump; an index that goes backwards is one too.
+        let available = u32::from(idx.wrapping_sub(self.next_available));
+        if available + u32::from(self.outstanding()) > u32::from(self.size) {
+            return Err(QueueError::AvailableIndex);
+        }
+        // Ordering 1.
+        fence(Ordering::Acquire);
+        self.available_idx = idx;
+        Ok(true)
+    }
+
+    /// Fills `buffer` from the chain that begins at `head`.
+    #[inline]
+    fn walk(
+        &self,
+        head: Head,
+        memory: &GuestMemory<'m>,
+        buffer: &mut ChainBuffer<'m>,
+    ) -> Result<(), QueueError> {
+        buffer.clear();
+        let mut index = head.0;
+        // A chain has at most as many descriptors as the table: a loop runs out of them.
+        for _ in 0..self.size {
+            // The table is exactly `size` descriptors long, so its bounds are the index's.
+            let words = self
+                .descriptors
+                .load_u64_pair(usize::from(index) * DESCRIPTOR);
+            let descriptor = Descriptor::from_words(words.ok_or(QueueError::DescriptorIndex)?);
+            if descriptor.has(INDIRECT) {
+                return self.walk_indirect(&descriptor, memory, buffer);
+            }
+            buffer.add(
+                memory,
+                descriptor.address,
+                descriptor.len,
+                descriptor.has(WRITE),
+            )?;
+            if !descriptor.has(NEXT) {
+                return Ok(());
+            }
+            index = descriptor.next;
+        }
+        Err(QueueError::ChainTooLong)
+    }
+
+    /// Adds the descriptors of an indirect table (2.7.5.3), the last descriptor of a chain.
+    ///
+    /// The table may be longer than the queue: Linux makes such tables for small queues, and
+    /// [`MAX_SEGMENTS`] bounds the walk.
+    fn walk_indirect(
+        &self,
+        descriptor: &Descriptor,
+        memory: &GuestMemory<'m>,
+        buffer: &mut ChainBuffer<'m>,
+    ) -> Result<(), QueueError> {
+        let len = descriptor.len as usize;
+        if !self.indirect || descriptor.has(NEXT) || len == 0 || !len.is_multiple_of(DESCRIPTOR) {
+            return Err(QueueError::Indirect);
+        }
+        let table = memory
+            .slice(Ipa::new(descriptor.address), len)
+            .map_err(QueueError::Buffer)?;
+        let mut index = 0;
+        for _ in 0..MAX_SEGMENTS.min(len / DESCRIPTOR) {
+            let descriptor = Self::indirect_descriptor(&table, index)?;
+            if descriptor.has(INDIRECT) {
+                return Err(QueueError::Indirect);
+            }
+            buffer.add(
+                memory,
+                descriptor.address,
+                descriptor.len,
+                descriptor.has(WRITE),
+            )?;
+            if !descriptor.has(NEXT) {
+                return Ok(());
+            }
+            index = usize::from(descriptor.next);
+        }
+        Err(QueueError::ChainTooLong)
+    }
+
+    /// The descriptor at `index` of an indirect table, which need not be aligned.
+    #[inline]
+    fn indirect_descriptor(
+        table: &SharedSlice<'m>,
+        index: usize,
+    ) -> Result<Descriptor, QueueError> {
+        let offset = index * DESCRIPTOR;
+        if let Some(words) = table.load_u64_pair(offset) {
+            return Ok(Descriptor::from_words(words));
+        }
+        let mut bytes = [[0; 8]; 2];
+        table
+            .read_bytes(offset, bytes.as_flattened_mut())
+            .ok_or(QueueError::DescriptorIndex)?;
+        let [address, rest] = bytes.map(u64::from_le_bytes);
+        Ok(Descriptor::from_words((address, rest)))
+    }
+
+    /// Writes the used element of a chain; the driver sees it after [`Self::publish`].
+    #[inline]
+    pub(super) fn complete(&mut self, head: Head, written: u32) {
+        if self.outstanding() == 0 {
+            // A device that completes more than it took would run over the driver's entries.
+            return;
+        }
+        let slot = usize::from(self.next_used & (self.size - 1));
+        let at = RING + slot * USED_ENTRY;
+        // In bounds: the slot is masked, the area was checked at enable.
+        let _ = self.used.store_u32(at, u32::from(head.0));
+        let _ = self.used.store_u32(at + 4, written);
+        self.next_used = self.next_used.wrapping_add(1);
+    }
+
+    /// Shows the driver what has been completed since the last time. `true` if the driver wants an
+    /// interrupt for it (2.7.7.2).
+    #[inline]
+    pub(super) fn publish(&mut self) -> bool {
+        let (old, new) = (self.published, self.next_used);
+        if old == new {
+            return false;
+        }
+        // Ordering 2.
+        fence(Ordering::Release);
+        let _ = self.used.store_u16(IDX, new);
+        self.published = new;
+        // Ordering 3.
+        fence(Ordering::SeqCst);
+        if self.event_idx {
+            let event = self
+                .available
+                .load_u16(RING + usize::from(self.size) * AVAILABLE_ENTRY);
+            event.is_none_or(|event| passes(event, old, new))
+        } else {
+            let flags = self.available.load_u16(FLAGS);
+            flags.is_none_or(|flags| flags & NO_INTERRUPT == 0)
+        }
+    }
+
+    /// Asks the driver to notify, or not to because the queue is looked at anyway.
+    pub(super) fn set_notifications(&mut self, wanted: bool) {
+        if self.notifications == wanted {
+            return;
+        }
+        self.notifications = wanted;
+        // With EVENT_IDX, an `avail_event` that is not moved on silences the driver.
+        self.armed_at = None;
+        if !self.event_idx {
+            let _ = self
+                .used
+                .store_u16(FLAGS, if wanted { 0 } else { NO_NOTIFY });
+        }
+        if wanted {
+            // Ordering 3: what was added meanwhile was not announced.
+            fence(Ordering::SeqCst);
+            self.leftover = true;
+        }
+    }
+
+    #[inline(always)]
+    fn load_available(&self, offset: usize) -> Result<u16, QueueError> {
+        self.available
+            .load_u16(offset)
+            .ok_or(QueueError::Inaccessible)
+    }
+
+    #[inline(always)]
+    fn store_used(&self, offset: usize, value: u16) -> Result<(), QueueError> {
+        self.used
+            .store_u16(offset, value)
+            .ok_or(QueueError::Inaccessible)
+    }
+}
+
+/// Whether an index that went from `old` to `new` passed the entry `event` (2.7.7.2).
+#[inline(always)]
+fn passes(event: u16, old: u16, new: u16) -> bool {
+    new.wrapping_sub(event).wrapping_sub(1) < new.wrapping_sub(old)
+}
+
+#[cfg(test)]
+mod tests;
