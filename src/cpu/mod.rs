@@ -3,4 +3,13 @@
 //! Portable and pure: nothing here touches hardware. `arch` hands in what the registers said at an
 //! exit, and carries out what comes back.
 
+pub mod mmio;
+pub mod pstate;
+pub mod registers;
+pub mod syndrome;
 pub mod sysreg;
+
+pub use mmio::{LoadTarget, MmioAccess, MmioKind, Width};
+pub use pstate::Pstate;
+pub use registers::{GuestRegisters, Register};
+pub use syndrome::{DataAbort, InstructionAbort, InstructionLength, Syndrome};
