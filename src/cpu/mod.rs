@@ -3,6 +3,7 @@
 //! Portable and pure: nothing here touches hardware. `arch` hands in what the registers said at an
 //! exit, and carries out what comes back.
 
+pub mod abort;
 pub mod decode;
 pub mod mmio;
 pub mod pstate;
