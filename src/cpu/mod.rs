@@ -6,6 +6,7 @@
 pub mod abort;
 pub mod decode;
 pub mod mmio;
+pub mod psci;
 pub mod pstate;
 pub mod registers;
 pub mod syndrome;
