@@ -8,3 +8,7 @@
 
 pub mod pl011;
 pub mod registers;
+pub mod virtio;
+
+#[cfg(test)]
+pub(crate) mod testing;

@@ -1,0 +1,624 @@
+//! virtio-blk, driven by polling: many requests in flight, guest memory given to the device as it
+//! is (zero-copy), completed in any order. Source: virtio 5.2.
+
+mod config;
+mod layout;
+#[cfg(test)]
+mod tests;
+
+use embedded_hal::delay::DelayNs;
+
+use self::config::{BlockFeatures, DiskConfig};
+use self::layout::{Geometry, HEADER_BYTES, Layout, MAX_SLOTS, STATUS};
+use super::mmio::{InitError, InterruptCauses, RingFeatures, Transport};
+use super::queue::{
+    DESC_BYTES, DESC_F_INDIRECT, DESC_F_NEXT, DESC_F_WRITE, SplitQueue, write_descriptor,
+};
+use crate::backend::block::{
+    BlockBackend, BlockInfo, BlockOp, BlockRequest, BlockStatus, ID_SIZE, SubmitError, Tag,
+};
+use crate::backend::clock::Ticks;
+use crate::drivers::registers::Registers;
+use crate::memory::{Pa, SharedSlice};
+
+/// The one queue there is without VIRTIO_BLK_F_MQ.
+const QUEUE: u16 = 0;
+
+/// Request types (virtio 5.2.6).
+const T_IN: u32 = 0;
+const T_OUT: u32 = 1;
+const T_FLUSH: u32 = 4;
+const T_GET_ID: u32 = 8;
+
+/// Status bytes (virtio 5.2.6).
+const S_OK: u8 = 0;
+const S_UNSUPP: u8 = 2;
+/// What we put there: a device that ends a request without writing a status has not done it.
+const S_NONE: u8 = 0xff;
+
+/// Time between two looks for the answer to the first request.
+const ANSWER_STEP_US: u32 = 10;
+/// Looks for the answer to the first request: 1 s in all.
+const ANSWER_STEPS: u32 = 100_000;
+
+/// Whether requests can be made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    /// They can.
+    Working,
+    /// The device is being reset; given up at `deadline`.
+    Resetting { deadline: Ticks },
+    /// Given up.
+    Failed,
+}
+
+/// A request's place.
+#[derive(Clone, Copy)]
+struct Slot {
+    tag: Tag,
+    deadline: Ticks,
+}
+
+/// A virtio block device.
+///
+/// # When the device misbehaves
+/// A request not answered in time, or an answer to what was never asked, gets the device reset.
+/// Only when the reset is complete, and so nothing can touch the requests' memory any more, do all
+/// of them end with [`BlockStatus::IoError`]; the device is then brought up again. A device that
+/// does not complete its reset within another time-out, or cannot be brought up, has failed for
+/// good. In the first of these cases its requests end too, since somebody waits for them, but
+/// [`dma_stopped`](Self::dma_stopped) turns false: their memory must not get another owner.
+///
+/// # Flush
+/// A device without VIRTIO_BLK_F_FLUSH writes through (virtio 5.2.6.2): there
+/// [`BlockOp::Flush`] ends at once with [`BlockStatus::Ok`], at the next poll.
+pub struct VirtioBlk<'m, R: Registers> {
+    queue: SplitQueue<'m>,
+    layout: Layout<'m>,
+    /// Slots without a request. These masks do not overlap; together they are all slots.
+    free: u64,
+    /// Slots whose request the device has not been shown.
+    unpublished: u64,
+    /// Slots whose request the device has.
+    at_device: u64,
+    /// Slots whose request has ended without the device, and how.
+    ended_ok: u64,
+    ended_badly: u64,
+    /// No request at the device has an earlier deadline.
+    next_deadline: Ticks,
+    timeout: Ticks,
+    state: State,
+    geometry: Geometry,
+    segment_bytes: u64,
+    slots: [Slot; MAX_SLOTS as usize],
+    transport: Transport<R>,
+    info: BlockInfo,
+    features: u64,
+    interrupts: bool,
+    /// Given up without a completed reset.
+    abandoned: bool,
+    resets: u32,
+}
+
+impl<'m, R: Registers> VirtioBlk<'m, R> {
+    /// Bytes of memory to share with the device.
+    pub const DMA_BYTES: usize = layout::DMA_BYTES;
+
+    /// Brings up the block device behind `registers`, which [`probe`](super::probe) has found
+    /// there. Waits for it, for about a second at most. `dma` is memory of
+    /// [`Self::DMA_BYTES`], page-aligned, for the device and this driver alone, for good;
+    /// `timeout` is the time a request may take. The device does not interrupt.
+    ///
+    /// # Errors
+    /// [`InitError`]. After [`InitError::ResetTimeout`] the device may still write where an
+    /// earlier driver told it to.
+    pub fn new(
+        registers: R,
+        dma: SharedSlice<'m>,
+        timeout: Ticks,
+        delay: &mut impl DelayNs,
+    ) -> Result<Self, InitError> {
+        let layout = Layout::new(dma).ok_or(InitError::DmaMemory)?;
+        let transport = Transport::new(registers);
+        transport.reset(delay)?;
+        let fail = |error| {
+            transport.fail();
+            error
+        };
+        let wanted = BlockFeatures::all().bits() | RingFeatures::all().bits();
+        let features = transport.negotiate(wanted).map_err(fail)?;
+        let block_features = BlockFeatures::from_bits_truncate(features);
+        let config = DiskConfig::read(&transport, block_features).map_err(fail)?;
+        let max = transport.queue_num_max(QUEUE).map_err(fail)?;
+        let indirect = features & RingFeatures::INDIRECT_DESC.bits() != 0;
+        let geometry = Geometry::new(max, indirect, config.segments).map_err(fail)?;
+        let queue = new_queue(&layout, geometry, features, false).map_err(fail)?;
+        let info = BlockInfo {
+            sectors: config.sectors,
+            block_size: config.block_size,
+            read_only: block_features.contains(BlockFeatures::RO),
+            flush: block_features.contains(BlockFeatures::FLUSH),
+            max_segments: geometry.segments,
+            depth: geometry.slots,
+            id: [0; ID_SIZE],
+        };
+        let mut disk = Self {
+            queue,
+            layout,
+            free: u64::MAX >> (MAX_SLOTS - geometry.slots),
+            unpublished: 0,
+            at_device: 0,
+            ended_ok: 0,
+            ended_badly: 0,
+            next_deadline: Ticks(0),
+            timeout,
+            state: State::Working,
+            geometry,
+            segment_bytes: u64::from(config.segment_bytes),
+            slots: [Slot {
+                tag: Tag(0),
+                deadline: Ticks(0),
+            }; MAX_SLOTS as usize],
+            transport,
+            info,
+            features,
+            interrupts: false,
+            abandoned: false,
+            resets: 0,
+        };
+        disk.transport
+            .set_queue(QUEUE, geometry.ring, &disk.queue.addresses());
+        disk.transport.start();
+        disk.prepare_slots();
+        disk.transport.start();
+        if let Err(error) = disk.identify(delay) {
+            // Nothing of it may stay at the device: the memory goes back to the caller.
+            disk.transport.reset(delay)?;
+            disk.transport.fail();
+            return Err(error);
+        }
+        Ok(disk)
+    }
+
+    /// Asks the device for its identity and waits for the answer. A device that has none leaves
+    /// it zero.
+    fn identify(&mut self, delay: &mut impl DelayNs) -> Result<(), InitError> {
+        let buffer = self.layout.identity;
+        let never = Ticks(u64::MAX);
+        self.start(Tag(0), T_GET_ID, 0, DESC_F_WRITE, &[buffer], never)
+            .map_err(|_| InitError::NoAnswer)?;
+        self.kick();
+        for _ in 0..ANSWER_STEPS {
+            match self.poll(Ticks(0)) {
+                Some((_, BlockStatus::Ok)) => {
+                    for (offset, byte) in self.info.id.iter_mut().enumerate() {
+                        *byte = buffer.load_u8(offset).unwrap_or(0);
+                    }
+                    return Ok(());
+                }
+                Some((_, BlockStatus::Unsupported)) => return Ok(()),
+                Some((_, BlockStatus::IoError)) => return Err(InitError::NoAnswer),
+                None => delay.delay_us(ANSWER_STEP_US),
+            }
+        }
+        Err(InitError::NoAnswer)
+    }
+
+    /// Whether the device shall raise its interrupt when it finishes a request: once, after
+    /// [`poll`](BlockBackend::poll) has returned `None`, for the next one finished
+    /// (EVENT_IDX; without that feature, for each one). Poll once more after turning it on: what
+    /// was finished before does not interrupt.
+    pub fn set_interrupts(&mut self, on: bool) {
+        self.interrupts = on;
+        self.queue.set_interrupts(on);
+    }
+
+    /// Takes the device's interrupt back and says what it was for. Two register accesses. Poll
+    /// afterwards.
+    #[inline]
+    pub fn acknowledge_interrupt(&self) -> InterruptCauses {
+        self.transport.acknowledge_interrupt()
+    }
+
+    /// Takes a used-buffer interrupt back without asking whether it is one; one register access.
+    /// A line that stays up is for [`acknowledge_interrupt`](Self::acknowledge_interrupt).
+    #[inline]
+    pub fn acknowledge_used_buffer(&self) {
+        self.transport.acknowledge_used_buffer();
+    }
+
+    /// Times the device was reset because it misbehaved.
+    pub const fn resets(&self) -> u32 {
+        self.resets
+    }
+
+    /// Whether the device has been given up for good.
+    pub fn has_failed(&self) -> bool {
+        self.state == State::Failed
+    }
+
+    /// Whether the memory of requests that have ended is out of the device's reach. False only
+    /// after a device failed for good without completing its reset; asks it again.
+    pub fn dma_stopped(&self) -> bool {
+        !self.abandoned || self.transport.is_reset()
+    }
+
+    /// Takes slot and ring entry for a request of type `kind`, whose data descriptors have flag
+    /// `direction` (0 or [`DESC_F_WRITE`]).
+    #[inline(always)]
+    fn start(
+        &mut self,
+        tag: Tag,
+        kind: u32,
+        sector: u64,
+        direction: u16,
+        segments: &[SharedSlice<'m>],
+        deadline: Ticks,
+    ) -> Result<(), SubmitError> {
+        if self.free == 0 {
+            return Err(SubmitError::Busy);
+        }
+        let index = self.free.trailing_zeros() as u16;
+        self.write_chain(index, kind, sector, direction, segments)
+            .ok_or(SubmitError::Unsupported)?;
+        let slot = self
+            .slots
+            .get_mut(usize::from(index))
+            .ok_or(SubmitError::Busy)?;
+        *slot = Slot { tag, deadline };
+        if self.at_device | self.unpublished == 0 {
+            self.next_deadline = deadline;
+        }
+        let bit = 1 << index;
+        self.free &= !bit;
+        self.unpublished |= bit;
+        self.queue.offer(index << self.geometry.stride);
+        Ok(())
+    }
+
+    /// Fills header and chain of slot `index`. `None` if the segments need too many descriptors.
+    #[inline(always)]
+    fn write_chain(
+        &self,
+        index: u16,
+        kind: u32,
+        sector: u64,
+        direction: u16,
+        segments: &[SharedSlice<'m>],
+    ) -> Option<()> {
+        let envelope = self.layout.envelope(index)?;
+        // type and the reserved word (ioprio of old), sector.
+        envelope.store_u64(0, u64::from(kind))?;
+        envelope.store_u64(8, sector)?;
+        envelope.store_u8(STATUS, S_NONE)?;
+
+        let mut chain = self.chain(index)?;
+        let last = self.geometry.segments;
+        let (mut run, mut run_bytes) = (0, 0);
+        for segment in segments {
+            let address = segment.pa().raw();
+            // Neighbours in physical memory share a descriptor.
+            if address != run + run_bytes {
+                if segment.is_empty() {
+                    continue;
+                }
+                chain.write_run(run, run_bytes, self.segment_bytes, direction, last)?;
+                (run, run_bytes) = (address, 0);
+            }
+            run_bytes += segment.len() as u64;
+        }
+        chain.write_run(run, run_bytes, self.segment_bytes, direction, last)?;
+        let status = Pa::new(envelope.pa().raw() + STATUS as u64);
+        let length = chain.write_last(status);
+        if self.geometry.indirect {
+            self.queue.set_attributes(index, length, DESC_F_INDIRECT, 0);
+        }
+        Some(())
+    }
+
+    /// The chain of slot `index`, with the header's descriptor as good as written.
+    #[inline(always)]
+    fn chain(&self, index: u16) -> Option<Chain<'m>> {
+        let (table, head) = if self.geometry.indirect {
+            (self.layout.table(index)?, 0)
+        } else {
+            let head = index << self.geometry.stride;
+            let bytes = DESC_BYTES << self.geometry.stride;
+            let offset = usize::from(head) * DESC_BYTES;
+            (self.queue.descriptors().subslice(offset, bytes)?, head)
+        };
+        Some(Chain {
+            table,
+            head,
+            written: 1,
+        })
+    }
+
+    /// Writes what all requests of a slot have in common.
+    fn prepare_slots(&self) {
+        for index in 0..self.geometry.slots {
+            let (Some(envelope), Some(chain)) = (self.layout.envelope(index), self.chain(index))
+            else {
+                continue;
+            };
+            let next = chain.head + 1;
+            write_descriptor(
+                &chain.table,
+                0,
+                envelope.pa(),
+                HEADER_BYTES,
+                DESC_F_NEXT,
+                next,
+            );
+            if self.geometry.indirect {
+                let ring = self.queue.descriptors();
+                write_descriptor(ring, index.into(), chain.table.pa(), 0, DESC_F_INDIRECT, 0);
+            }
+        }
+    }
+
+    /// The end of the request whose chain the device says is `id`; `None` if there is none such.
+    #[inline(always)]
+    fn finish(&mut self, id: u32) -> Option<(Tag, BlockStatus)> {
+        let index = id >> self.geometry.stride;
+        if index >= u32::from(MAX_SLOTS)
+            || index << self.geometry.stride != id
+            || self.at_device & (1 << index) == 0
+        {
+            return None;
+        }
+        self.at_device &= !(1 << index);
+        self.free |= 1 << index;
+        let status = match self.layout.envelope(index as u16)?.load_u8(STATUS)? {
+            S_OK => BlockStatus::Ok,
+            S_UNSUPP => BlockStatus::Unsupported,
+            _ => BlockStatus::IoError,
+        };
+        Some((self.slots.get(index as usize)?.tag, status))
+    }
+
+    /// Takes a request that needs no device.
+    fn end_at_once(&mut self, tag: Tag) -> Result<(), SubmitError> {
+        let index = self.free.trailing_zeros();
+        let slot = self
+            .slots
+            .get_mut(index as usize)
+            .ok_or(SubmitError::Busy)?;
+        slot.tag = tag;
+        self.free &= !(1 << index);
+        self.ended_ok |= 1 << index;
+        Ok(())
+    }
+
+    /// The device answered what it had not been asked.
+    #[inline(never)]
+    fn distrust(&mut self, now: Ticks) -> Option<(Tag, BlockStatus)> {
+        log::warn!("virtio-blk: the used ring makes no sense; resetting the device");
+        self.recover(now)
+    }
+
+    /// A request that ended without the device.
+    #[inline(never)]
+    fn take_ended(&mut self) -> Option<(Tag, BlockStatus)> {
+        let index = (self.ended_ok | self.ended_badly).trailing_zeros();
+        let tag = self.slots.get(index as usize)?.tag;
+        let bit = 1 << index;
+        let status = if self.ended_ok & bit != 0 {
+            BlockStatus::Ok
+        } else {
+            BlockStatus::IoError
+        };
+        self.ended_ok &= !bit;
+        self.ended_badly &= !bit;
+        self.free |= bit;
+        Some((tag, status))
+    }
+
+    /// Finds the earliest deadline anew, and acts if it has passed.
+    #[inline(never)]
+    fn check_deadlines(&mut self, now: Ticks) -> Option<(Tag, BlockStatus)> {
+        let waiting = self.at_device | self.unpublished;
+        let mut earliest = Ticks(u64::MAX);
+        for (index, slot) in self.slots.iter().enumerate() {
+            if waiting >> index & 1 != 0 {
+                earliest = earliest.min(slot.deadline);
+            }
+        }
+        self.next_deadline = earliest;
+        if now < earliest {
+            return None;
+        }
+        log::warn!("virtio-blk: a request was not answered in time; resetting the device");
+        self.recover(now)
+    }
+
+    /// Starts the reset of a device that has misbehaved.
+    #[inline(never)]
+    fn recover(&mut self, now: Ticks) -> Option<(Tag, BlockStatus)> {
+        self.resets = self.resets.saturating_add(1);
+        self.at_device |= self.unpublished;
+        self.unpublished = 0;
+        self.transport.begin_reset();
+        let deadline = now.after(self.timeout);
+        self.state = State::Resetting { deadline };
+        self.go_on_resetting(now, deadline)
+    }
+
+    /// Looks once whether the reset is complete, and goes on with whatever follows.
+    #[inline(never)]
+    fn go_on_resetting(&mut self, now: Ticks, deadline: Ticks) -> Option<(Tag, BlockStatus)> {
+        if self.transport.is_reset() {
+            self.state = match self.bring_up_again() {
+                Ok(()) => State::Working,
+                Err(error) => {
+                    log::error!("virtio-blk: the device does not come back: {error:?}");
+                    self.transport.fail();
+                    State::Failed
+                }
+            };
+        } else if now >= deadline {
+            log::error!("virtio-blk: the device does not reset; given up");
+            self.abandoned = true;
+            self.state = State::Failed;
+        } else {
+            return None;
+        }
+        self.ended_badly |= self.at_device;
+        self.at_device = 0;
+        self.take_ended()
+    }
+
+    /// Takes the device, which has been reset, back to where [`Self::new`] had brought it.
+    fn bring_up_again(&mut self) -> Result<(), InitError> {
+        if self.transport.negotiate(self.features)? != self.features {
+            return Err(InitError::FeaturesRefused);
+        }
+        if self.transport.queue_num_max(QUEUE)? < u32::from(self.geometry.ring) {
+            return Err(InitError::QueueTooSmall);
+        }
+        self.queue = new_queue(&self.layout, self.geometry, self.features, self.interrupts)?;
+        self.transport
+            .set_queue(QUEUE, self.geometry.ring, &self.queue.addresses());
+        self.prepare_slots();
+        self.transport.start();
+        Ok(())
+    }
+}
+
+/// An empty ring in its place.
+fn new_queue<'m>(
+    layout: &Layout<'m>,
+    geometry: Geometry,
+    features: u64,
+    interrupts: bool,
+) -> Result<SplitQueue<'m>, InitError> {
+    let event_index = features & RingFeatures::EVENT_IDX.bits() != 0;
+    SplitQueue::new(layout.queue, geometry.ring, event_index, interrupts)
+        .ok_or(InitError::DmaMemory)
+}
+
+/// A chain that is being written.
+struct Chain<'m> {
+    /// The chain's own descriptors.
+    table: SharedSlice<'m>,
+    /// Number of the first one, as `next` counts.
+    head: u16,
+    /// Descriptors written.
+    written: u16,
+}
+
+impl Chain<'_> {
+    /// Adds `bytes` at `address`, in pieces of at most `piece` bytes. `None` if that makes more
+    /// than `last` data descriptors.
+    #[inline(always)]
+    fn write_run(
+        &mut self,
+        mut address: u64,
+        mut bytes: u64,
+        piece: u64,
+        direction: u16,
+        last: u16,
+    ) -> Option<()> {
+        while bytes != 0 {
+            if self.written > last {
+                return None;
+            }
+            let length = bytes.min(piece);
+            let next = self.head + self.written + 1;
+            let flags = direction | DESC_F_NEXT;
+            let index = usize::from(self.written);
+            write_descriptor(
+                &self.table,
+                index,
+                Pa::new(address),
+                length as u32,
+                flags,
+                next,
+            );
+            self.written += 1;
+            address += length;
+            bytes -= length;
+        }
+        Some(())
+    }
+
+    /// Adds the status byte, which the device writes. The chain's length in bytes.
+    #[inline(always)]
+    fn write_last(&mut self, status: Pa) -> u32 {
+        write_descriptor(
+            &self.table,
+            usize::from(self.written),
+            status,
+            1,
+            DESC_F_WRITE,
+            0,
+        );
+        (u32::from(self.written) + 1) * DESC_BYTES as u32
+    }
+}
+
+impl<'m, R: Registers> BlockBackend<'m> for VirtioBlk<'m, R> {
+    fn info(&self) -> BlockInfo {
+        self.info
+    }
+
+    #[inline]
+    fn submit(&mut self, request: BlockRequest<'_, 'm>, now: Ticks) -> Result<(), SubmitError> {
+        match self.state {
+            State::Working => {}
+            State::Resetting { .. } => return Err(SubmitError::Busy),
+            State::Failed => return Err(SubmitError::Failed),
+        }
+        let (kind, direction, segments) = match request.op {
+            BlockOp::Read => (T_IN, DESC_F_WRITE, request.segments),
+            BlockOp::Write if self.info.read_only => return Err(SubmitError::Unsupported),
+            BlockOp::Write => (T_OUT, 0, request.segments),
+            BlockOp::Flush if !self.info.flush => return self.end_at_once(request.tag),
+            BlockOp::Flush => (T_FLUSH, 0, [].as_slice()),
+        };
+        let deadline = now.after(self.timeout);
+        self.start(
+            request.tag,
+            kind,
+            request.sector,
+            direction,
+            segments,
+            deadline,
+        )
+    }
+
+    #[inline]
+    fn kick(&mut self) {
+        self.at_device |= self.unpublished;
+        self.unpublished = 0;
+        if self.queue.publish(self.transport.registers()) {
+            self.transport.notify(QUEUE);
+        }
+    }
+
+    #[inline]
+    fn poll(&mut self, now: Ticks) -> Option<(Tag, BlockStatus)> {
+        if self.ended_ok | self.ended_badly != 0 {
+            return self.take_ended();
+        }
+        if self.at_device == 0 {
+            return None;
+        }
+        if let State::Resetting { deadline } = self.state {
+            return self.go_on_resetting(now, deadline);
+        }
+        match self.queue.take_used(self.transport.registers()) {
+            Ok(None) if now < self.next_deadline => None,
+            Ok(None) => self.check_deadlines(now),
+            Ok(Some(id)) => match self.finish(id) {
+                Some(end) => Some(end),
+                None => self.distrust(now),
+            },
+            Err(_) => self.distrust(now),
+        }
+    }
+
+    fn in_flight(&self) -> usize {
+        usize::from(self.geometry.slots) - self.free.count_ones() as usize
+    }
+}
