@@ -5,4 +5,6 @@
 
 pub mod block;
 pub mod clock;
+pub mod null;
+pub mod ram;
 pub mod serial;

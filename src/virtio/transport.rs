@@ -145,12 +145,7 @@ impl<'d, 'm> MmioTransport<'d, 'm> {
                 self.poll_queue_resets(now);
                 self.dispatch(now, |device, context| device.poll(context));
             }
-            Stop::Quiescing => {
-                if self.device.reset(now) == Progress::Done {
-                    self.stop = Stop::No;
-                    self.finish_queue_resets();
-                }
-            }
+            Stop::Quiescing => self.quiesce(now),
             Stop::Resetting => {
                 if self.device.reset(now) == Progress::Done {
                     self.finish_reset();
@@ -260,10 +255,13 @@ impl<'d, 'm> MmioTransport<'d, 'm> {
 
     /// Makes the device let go of the guest's memory; nothing is completed any more.
     fn quiesce(&mut self, now: Ticks) {
-        self.stop = match self.device.reset(now) {
-            Progress::Done => Stop::No,
-            Progress::Pending => Stop::Quiescing,
-        };
+        match self.device.reset(now) {
+            Progress::Done => {
+                self.stop = Stop::No;
+                self.finish_queue_resets();
+            }
+            Progress::Pending => self.stop = Stop::Quiescing,
+        }
     }
 
     /// Status = 0.

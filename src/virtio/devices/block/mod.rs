@@ -1,1 +1,362 @@
-//! Block device.
+//! Block device (5.2) over a [`BlockBackend`].
+//!
+//! - [`wire`]: the structures and numbers of section 5.2.
+//! - [`request`]: what a chain asks for, judged completely before any effect.
+//! - this file: requests on their way through the back end, and back to the driver.
+//!
+//! Data goes straight between the disk and the guest's memory; only headers, identity strings and
+//! status bytes are touched here. Many requests are in flight at once, named by the head of their
+//! chain, and are completed in the order in which the disk finishes them. A back end that has no
+//! room leaves the chain in the ring, for the next poll.
+
+mod request;
+mod wire;
+
+use crate::backend::block::{
+    BlockBackend, BlockInfo, BlockOp, BlockRequest, BlockStatus, SubmitError, Tag,
+};
+use crate::backend::clock::Ticks;
+use crate::memory::SharedSlice;
+use crate::virtio::device::{ActivateError, ActiveQueue, Context, DeviceType, Progress};
+use crate::virtio::queue::{Chain, ChainBuffer, Head, QueueError};
+use crate::virtio::{Features, VirtioDevice};
+use request::{Request, used_length};
+use wire::Status;
+pub use wire::{BLK_SIZE, FLUSH, RO, SEG_MAX};
+
+/// Size of the request queue; also the requests that can be in flight.
+pub const QUEUE_SIZE: u16 = 256;
+
+const QUEUE_MAX_SIZES: [u16; 1] = [QUEUE_SIZE];
+
+/// How far a request has come that the back end knows of.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    /// It is with the back end, and is over when that is done.
+    Last,
+    /// A write is with the back end, and is to be made durable when it is done.
+    Write,
+    /// A write is done, and waits for the back end to have room for its flush.
+    Written,
+}
+
+/// A request in flight.
+#[derive(Clone, Copy)]
+struct InFlight<'m> {
+    phase: Phase,
+    /// Where the status byte goes.
+    status: SharedSlice<'m>,
+    /// Used lengths for success and for failure.
+    used: (u32, u32),
+}
+
+/// What became of a chain.
+enum Outcome {
+    /// The back end has it.
+    Submitted,
+    /// It is answered: give it back with this used length.
+    Answered(u32),
+    /// The back end has no room; nothing was done.
+    Busy,
+    /// There is no way to answer it.
+    Broken(QueueError),
+}
+
+/// The requests on their way.
+struct Requests<'d, 'm> {
+    backend: &'d mut (dyn BlockBackend<'m> + 'd),
+    info: BlockInfo,
+    /// By head of the chain.
+    slots: [Option<InFlight<'m>>; QUEUE_SIZE as usize],
+    in_flight: u16,
+    /// How many of them are [`Phase::Written`].
+    written: u16,
+    /// Writes must be durable before they complete.
+    write_through: bool,
+    /// Something was submitted since the last kick.
+    kick: bool,
+}
+
+/// A block device.
+pub struct Block<'d, 'm> {
+    requests: Requests<'d, 'm>,
+    chain: ChainBuffer<'m>,
+}
+
+impl<'d, 'm> Block<'d, 'm> {
+    /// A block device for the disk `backend`, which must have nothing in flight.
+    pub fn new(backend: &'d mut (dyn BlockBackend<'m> + 'd)) -> Self {
+        let info = backend.info();
+        let requests = Requests {
+            backend,
+            info,
+            slots: [const { None }; QUEUE_SIZE as usize],
+            in_flight: 0,
+            written: 0,
+            write_through: false,
+            kick: false,
+        };
+        Self {
+            requests,
+            chain: ChainBuffer::new(),
+        }
+    }
+
+    /// Starts what is available, until the queue is empty or the back end full.
+    fn serve(&mut self, queue: &mut ActiveQueue<'_, 'm>, now: Ticks) {
+        while let Some(chain) = queue.pop(&mut self.chain) {
+            let head = chain.head;
+            match self.requests.start(chain, now) {
+                Outcome::Submitted => (),
+                Outcome::Answered(used) => queue.complete(head, used),
+                Outcome::Busy => {
+                    queue.put_back();
+                    break;
+                }
+                Outcome::Broken(error) => {
+                    queue.fail(error);
+                    break;
+                }
+            }
+        }
+    }
+}
+
+impl<'m> Requests<'_, 'm> {
+    /// Judges one chain, and hands it to the back end or answers it.
+    #[inline]
+    fn start(&mut self, chain: Chain<'_, 'm>, now: Ticks) -> Outcome {
+        let Chain {
+            head,
+            mut readable,
+            mut writable,
+        } = chain;
+        // The queue is no longer than the table, but a head is the driver's to choose.
+        let Some(slot) = self.slots.get_mut(usize::from(head.0)) else {
+            return Outcome::Broken(QueueError::DescriptorIndex);
+        };
+        if slot.is_some() {
+            return Outcome::Broken(QueueError::HeadInFlight);
+        }
+        let Some(status) = writable.split_last_byte() else {
+            return Outcome::Broken(QueueError::NoRoomForStatus);
+        };
+        let room = writable.remaining();
+        let answer = |result: Status, filled: usize| {
+            // In bounds: the slice is the one byte.
+            let _ = status.store_u8(0, result as u8);
+            Outcome::Answered(used_length(filled, room))
+        };
+        let (op, sector, segments) = match Request::parse(&mut readable, room, &self.info) {
+            Request::Refused(result) => return answer(result, 0),
+            Request::Identify => {
+                let filled = writable
+                    .write_bytes(&self.info.id)
+                    .map_or(0, |()| writable.written());
+                let result = if filled == 0 {
+                    Status::IoError
+                } else {
+                    Status::Ok
+                };
+                return answer(result, filled);
+            }
+            Request::Flush => (BlockOp::Flush, 0, &[][..]),
+            Request::Read { sector } => (BlockOp::Read, sector, writable.into_segments()),
+            Request::Write { sector } => (BlockOp::Write, sector, readable.into_segments()),
+        };
+        let request = BlockRequest {
+            tag: Tag(head.0),
+            op,
+            sector,
+            segments,
+        };
+        match self.backend.submit(request, now) {
+            Ok(()) => (),
+            Err(SubmitError::Busy) => return Outcome::Busy,
+            Err(SubmitError::Failed) => return answer(Status::IoError, 0),
+            Err(SubmitError::Unsupported) => return answer(Status::Unsupported, 0),
+        }
+        let durable_later = op == BlockOp::Write && self.write_through;
+        let filled = if op == BlockOp::Read { room } else { 0 };
+        *slot = Some(InFlight {
+            phase: if durable_later {
+                Phase::Write
+            } else {
+                Phase::Last
+            },
+            status,
+            used: (used_length(filled, room), used_length(0, room)),
+        });
+        self.in_flight += 1;
+        self.kick = true;
+        Outcome::Submitted
+    }
+
+    /// Takes one completion from the back end. The chain is over if a head and its used length
+    /// come back.
+    #[inline]
+    fn finish(&mut self, tag: Tag, result: BlockStatus, now: Ticks) -> Option<(Head, u32)> {
+        let slot = self.slots.get_mut(usize::from(tag.0))?;
+        let request = slot.as_mut()?;
+        if request.phase == Phase::Write && result == BlockStatus::Ok {
+            request.phase = Phase::Written;
+            self.written += 1;
+            return self.make_durable(tag, now);
+        }
+        let request = slot.take()?;
+        self.in_flight -= 1;
+        let (result, used) = match result {
+            BlockStatus::Ok => (Status::Ok, request.used.0),
+            BlockStatus::IoError => (Status::IoError, request.used.1),
+            BlockStatus::Unsupported => (Status::Unsupported, request.used.1),
+        };
+        // In bounds: the slice is the one byte.
+        let _ = request.status.store_u8(0, result as u8);
+        Some((Head(tag.0), used))
+    }
+
+    /// Flushes after a write, for a driver that has not accepted VIRTIO_BLK_F_FLUSH (5.2.6.2).
+    fn make_durable(&mut self, tag: Tag, now: Ticks) -> Option<(Head, u32)> {
+        let request = self.slots.get_mut(usize::from(tag.0))?.as_mut()?;
+        let flush = BlockRequest {
+            tag,
+            op: BlockOp::Flush,
+            sector: 0,
+            segments: &[],
+        };
+        let refused = match self.backend.submit(flush, now) {
+            Err(SubmitError::Busy) => return None,
+            Ok(()) => None,
+            Err(SubmitError::Failed) => Some(BlockStatus::IoError),
+            Err(SubmitError::Unsupported) => Some(BlockStatus::Unsupported),
+        };
+        request.phase = Phase::Last;
+        self.written -= 1;
+        self.kick = true;
+        refused.and_then(|result| self.finish(tag, result, now))
+    }
+
+    /// Tries again the flushes there was no room for.
+    fn retry_flushes(&mut self, queue: &mut ActiveQueue<'_, 'm>, now: Ticks) {
+        for tag in 0..QUEUE_SIZE {
+            if self.written == 0 {
+                return;
+            }
+            let slot = self.slots.get(usize::from(tag));
+            let waits = slot.is_some_and(|slot| slot.is_some_and(|it| it.phase == Phase::Written));
+            if waits && let Some((head, used)) = self.make_durable(Tag(tag), now) {
+                queue.complete(head, used);
+            }
+        }
+    }
+
+    /// One doorbell for all that was submitted.
+    #[inline]
+    fn kick(&mut self) {
+        if core::mem::take(&mut self.kick) {
+            self.backend.kick();
+        }
+    }
+}
+
+impl<'m> VirtioDevice<'m> for Block<'_, 'm> {
+    fn device_type(&self) -> DeviceType {
+        DeviceType::BLOCK
+    }
+
+    fn queue_max_sizes(&self) -> &[u16] {
+        &QUEUE_MAX_SIZES
+    }
+
+    fn offered_features(&self) -> Features {
+        wire::features(&self.requests.info)
+    }
+
+    fn read_config(&self, offset: usize, data: &mut [u8]) {
+        let config = wire::config(&self.requests.info);
+        for (at, byte) in data.iter_mut().enumerate() {
+            *byte = config.get(offset + at).copied().unwrap_or(0);
+        }
+    }
+
+    fn activate(&mut self, accepted: Features) -> Result<(), ActivateError> {
+        self.requests.write_through = self.requests.info.flush && !accepted.contains(FLUSH);
+        Ok(())
+    }
+
+    fn queue_notified(&mut self, index: u16, context: &mut Context<'_, 'm>) {
+        let now = context.now();
+        let Some(mut queue) = context.queue(index) else {
+            return;
+        };
+        self.serve(&mut queue, now);
+        self.requests.kick();
+    }
+
+    fn poll(&mut self, context: &mut Context<'_, 'm>) {
+        let now = context.now();
+        let Some(mut queue) = context.queue(0) else {
+            return;
+        };
+        // As many as can be in flight: a disk that answers at once cannot hold us here.
+        for _ in 0..QUEUE_SIZE {
+            let Some((tag, result)) = self.requests.backend.poll(now) else {
+                break;
+            };
+            if let Some((head, used)) = self.requests.finish(tag, result, now) {
+                queue.complete(head, used);
+            }
+        }
+        if self.requests.written != 0 {
+            self.requests.retry_flushes(&mut queue, now);
+        }
+        if queue.has_leftover() {
+            self.serve(&mut queue, now);
+        }
+        self.requests.kick();
+    }
+
+    fn in_flight(&self) -> usize {
+        usize::from(self.requests.in_flight)
+    }
+
+    fn reset(&mut self, now: Ticks) -> Progress {
+        let requests = &mut self.requests;
+        // What was submitted may still wait for the doorbell, and would never come back.
+        requests.kick();
+        for _ in requests.written..requests.in_flight {
+            let Some((tag, _)) = requests.backend.poll(now) else {
+                break;
+            };
+            if requests
+                .slots
+                .get_mut(usize::from(tag.0))
+                .and_then(Option::take)
+                .is_some()
+            {
+                requests.in_flight -= 1;
+            }
+        }
+        if requests.in_flight > requests.written {
+            return Progress::Pending;
+        }
+        if requests.written != 0 {
+            requests.slots = [const { None }; QUEUE_SIZE as usize];
+        }
+        requests.in_flight = 0;
+        requests.written = 0;
+        requests.write_through = false;
+        requests.info = requests.backend.info();
+        Progress::Done
+    }
+
+    fn reset_queue(&mut self, _index: u16, now: Ticks) -> Progress {
+        let write_through = self.requests.write_through;
+        let progress = self.reset(now);
+        self.requests.write_through = write_through;
+        progress
+    }
+}
+
+#[cfg(test)]
+mod tests;
