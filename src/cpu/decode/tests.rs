@@ -32,7 +32,7 @@ fn with_base(number: u32) -> GuestRegisters {
     registers
 }
 
-// Words as GNU as assembles them.
+// Words and operands as LLVM's disassembler gives them.
 #[test]
 fn known_words_decode() {
     let registers = with_base(1);
