@@ -1,0 +1,93 @@
+//! Exceptions taken to EL1: expected ones are noted and stepped over, others end the run.
+
+use crate::console::println;
+use crate::gic;
+use crate::report;
+use core::arch::asm;
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering, compiler_fence};
+
+/// Registers as `entry.s` saves them.
+#[repr(C)]
+pub(crate) struct Frame {
+    x: [u64; 31],
+    elr: u64,
+    spsr: u64,
+    _padding: u64,
+}
+
+/// An exception that [`guarded`] caught.
+#[derive(Clone, Copy)]
+pub(crate) struct Fault {
+    /// ESR_EL1.
+    pub esr: u64,
+    /// FAR_EL1.
+    pub far: u64,
+}
+
+impl Fault {
+    /// A data abort without a change of exception level whose cause is external, not on a
+    /// translation table walk (Arm ARM D24.2.40: EC 0x25, DFSC 0x10).
+    pub(crate) fn is_external_abort(self) -> bool {
+        self.esr >> 26 == 0x25 && self.esr & 0x3f == 0x10
+    }
+}
+
+static GUARDED: AtomicBool = AtomicBool::new(false);
+static CAUGHT: AtomicBool = AtomicBool::new(false);
+static ESR: AtomicU64 = AtomicU64::new(0);
+static FAR: AtomicU64 = AtomicU64::new(0);
+
+/// Runs `access`; an exception in it is reported instead, and the instruction skipped.
+pub(crate) fn guarded<T>(access: impl FnOnce() -> T) -> Result<T, Fault> {
+    CAUGHT.store(false, Ordering::Relaxed);
+    GUARDED.store(true, Ordering::Relaxed);
+    compiler_fence(Ordering::SeqCst);
+    let value = access();
+    compiler_fence(Ordering::SeqCst);
+    GUARDED.store(false, Ordering::Relaxed);
+    if CAUGHT.load(Ordering::Relaxed) {
+        Err(Fault { esr: ESR.load(Ordering::Relaxed), far: FAR.load(Ordering::Relaxed) })
+    } else {
+        Ok(value)
+    }
+}
+
+/// Synchronous exception from EL1, called by the vectors.
+#[unsafe(no_mangle)]
+extern "C" fn exception_synchronous(frame: &mut Frame) {
+    if !GUARDED.load(Ordering::Relaxed) {
+        exception_unexpected(frame, 4);
+    }
+    let (esr, far) = syndrome();
+    ESR.store(esr, Ordering::Relaxed);
+    FAR.store(far, Ordering::Relaxed);
+    CAUGHT.store(true, Ordering::Relaxed);
+    // An SMC or an undefined instruction too: ELR is the instruction that faulted.
+    frame.elr = frame.elr.wrapping_add(4);
+}
+
+/// Interrupt, called by the vectors.
+#[unsafe(no_mangle)]
+extern "C" fn exception_interrupt() {
+    gic::interrupt();
+}
+
+/// Anything else: says what happened and ends the run as failed.
+#[unsafe(no_mangle)]
+extern "C" fn exception_unexpected(frame: &Frame, vector: u64) -> ! {
+    let (esr, far) = syndrome();
+    println!(
+        "\nbuiltin: unexpected exception, vector {vector:#x} ESR {esr:#x} ELR {:#x} FAR {far:#x} SPSR {:#x} x30 {:#x}",
+        frame.elr, frame.spsr, frame.x[30]
+    );
+    report::abandon()
+}
+
+fn syndrome() -> (u64, u64) {
+    let (esr, far);
+    // SAFETY: reads of the syndrome registers.
+    unsafe {
+        asm!("mrs {}, esr_el1", "mrs {}, far_el1", out(reg) esr, out(reg) far, options(nomem, nostack));
+    }
+    (esr, far)
+}

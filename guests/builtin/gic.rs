@@ -1,0 +1,235 @@
+//! The GICv3 as a guest uses it: distributor, this core's redistributor, CPU interface
+//! (Arm IHI 0069). One core, group 1 only, EOImode 0.
+
+use crate::board::Board;
+use crate::console::println;
+use crate::mmio::{read32, write32, write64, write8};
+use crate::{report, timer};
+use core::arch::asm;
+use core::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
+
+/// GICD_CTLR.
+pub(crate) const GICD_CTLR: usize = 0x0000;
+/// GICD_TYPER.
+pub(crate) const GICD_TYPER: usize = 0x0004;
+/// GICD_ISENABLER0; GICR_ISENABLER0 is as far from SGI_base.
+pub(crate) const ISENABLER: usize = 0x0100;
+/// GICD_ICENABLER0.
+pub(crate) const ICENABLER: usize = 0x0180;
+/// GICD_ISPENDR0.
+pub(crate) const ISPENDR: usize = 0x0200;
+/// GICD_ICPENDR0.
+pub(crate) const ICPENDR: usize = 0x0280;
+/// GICD_ISACTIVER0.
+pub(crate) const ISACTIVER: usize = 0x0300;
+/// GICD_IPRIORITYR0, a byte an INTID.
+pub(crate) const IPRIORITYR: usize = 0x0400;
+/// GICD_IROUTER0, 64 bits an INTID.
+pub(crate) const IROUTER: usize = 0x6000;
+/// GICD_PIDR2 and GICR_PIDR2; ArchRev in bits 7:4.
+pub(crate) const PIDR2: usize = 0xffe8;
+/// GICR_TYPER.
+pub(crate) const GICR_TYPER: usize = 0x0008;
+
+const IGROUPR: usize = 0x0080;
+const ICFGR: usize = 0x0c00;
+const GICR_WAKER: usize = 0x0014;
+/// GICR_WAKER.ProcessorSleep and .ChildrenAsleep.
+const PROCESSOR_SLEEP: u32 = 1 << 1;
+const CHILDREN_ASLEEP: u32 = 1 << 2;
+/// From RD_base to SGI_base.
+pub(crate) const SGI_BASE: usize = 0x1_0000;
+/// GICD_CTLR.ARE and .EnableGrp1.
+pub(crate) const ARE_AND_GROUP_1: u32 = 1 << 4 | 1 << 1;
+/// No interrupt to acknowledge.
+const SPURIOUS: u32 = 1020;
+
+/// The priority interrupts are given unless a check wants another.
+pub(crate) const DEFAULT_PRIORITY: u8 = 0xa0;
+
+/// The INTIDs taken since [`forget`], in order.
+static LOG: [AtomicU32; 32] = [const { AtomicU32::new(0) }; 32];
+static TAKEN: AtomicU32 = AtomicU32::new(0);
+/// Times the timer's handler leaves its condition as it is.
+static KEEP_TIMER: AtomicU32 = AtomicU32::new(0);
+/// The virtio device whose interrupt the handler acknowledges, and what it said.
+static DEVICE: AtomicUsize = AtomicUsize::new(0);
+static DEVICE_INTID: AtomicU32 = AtomicU32::new(u32::MAX);
+static DEVICE_CAUSES: AtomicU32 = AtomicU32::new(0);
+
+/// More than any check causes: something does not stop asking.
+const STORM: u32 = 20_000;
+
+/// This core's affinity as PSCI and ICC_SGI1R_EL1 take it (MPIDR_EL1 without its flags).
+pub(crate) fn affinity() -> u64 {
+    let mpidr: u64;
+    // SAFETY: a register read.
+    unsafe { asm!("mrs {}, mpidr_el1", out(reg) mpidr, options(nomem, nostack)) };
+    mpidr & 0xff_00ff_ffff
+}
+
+/// Brings up the distributor, this redistributor and the CPU interface; unmasks interrupts.
+pub(crate) fn start(board: &Board) {
+    write32(board.gicd + GICD_CTLR, ARE_AND_GROUP_1);
+    let waker = board.gicr + GICR_WAKER;
+    write32(waker, read32(waker) & !PROCESSOR_SLEEP);
+    timer::wait(100, || read32(waker) & CHILDREN_ASLEEP == 0);
+    write32(board.gicr + SGI_BASE + IGROUPR, u32::MAX);
+    // SAFETY: our own CPU interface, before interrupts are unmasked.
+    unsafe {
+        asm!(
+            "msr icc_sre_el1, {one}", "isb",
+            "msr icc_bpr1_el1, xzr",
+            "msr icc_pmr_el1, {all}",
+            "msr icc_igrpen1_el1, {one}", "isb",
+            one = in(reg) 1u64, all = in(reg) 0xf8u64, options(nostack)
+        );
+    }
+    enable(board, timer::INTID, false);
+    enable(board, 1, true);
+    unmask();
+}
+
+/// Gives `intid` to this core at the default priority, edge-triggered or level-sensitive.
+pub(crate) fn enable(board: &Board, intid: u32, edge: bool) {
+    let (base, word, bit) = bank(board, intid);
+    write8(base + IPRIORITYR + intid as usize, DEFAULT_PRIORITY);
+    if intid >= 32 {
+        let group = base + IGROUPR + word;
+        write32(group, read32(group) | bit);
+        write64(base + IROUTER + 8 * intid as usize, affinity());
+        let trigger = base + ICFGR + intid as usize / 16 * 4;
+        let field = 2 << (intid % 16 * 2);
+        let others = read32(trigger) & !field;
+        write32(trigger, if edge { others | field } else { others });
+    }
+    write32(base + ISENABLER + word, bit);
+}
+
+/// The frame that holds `intid`, the offset of its word in a one-bit array, and its bit.
+pub(crate) fn bank(board: &Board, intid: u32) -> (usize, usize, u32) {
+    let base = if intid < 32 { board.gicr + SGI_BASE } else { board.gicd };
+    (base, intid as usize / 32 * 4, 1 << (intid % 32))
+}
+
+/// Sends SGI `intid` to this core.
+#[inline]
+pub(crate) fn send_to_self(intid: u64) {
+    let me = affinity();
+    let to = (me >> 32 & 0xff) << 48 | (me >> 16 & 0xff) << 32 | (me >> 8 & 0xff) << 16;
+    let value = to | intid << 24 | 1 << (me & 0xf);
+    // SAFETY: sends an interrupt that the handler below takes.
+    unsafe { asm!("msr icc_sgi1r_el1, {}", "isb", in(reg) value, options(nostack)) };
+}
+
+/// ICC_PMR_EL1: only priorities above (numerically below) `mask` are signalled.
+pub(crate) fn set_priority_mask(mask: u8) {
+    // SAFETY: our own CPU interface.
+    unsafe { asm!("msr icc_pmr_el1, {}", "isb", in(reg) u64::from(mask), options(nostack)) };
+}
+
+/// PSTATE.I = 0.
+#[inline]
+pub(crate) fn unmask() {
+    // SAFETY: the handler is in place before anything is enabled.
+    unsafe { asm!("msr daifclr, #2", "isb", options(nostack)) };
+}
+
+/// PSTATE.I = 1.
+#[inline]
+pub(crate) fn mask() {
+    // SAFETY: masks interrupts.
+    unsafe { asm!("msr daifset, #2", "isb", options(nostack)) };
+}
+
+/// Sleeps until `done`, which an interrupt makes true. Only in [`timer::bounded`] or with the timer
+/// set, because there is no other way out.
+#[inline]
+pub(crate) fn sleep_until(mut done: impl FnMut() -> bool) {
+    loop {
+        mask();
+        if done() {
+            break;
+        }
+        // SAFETY: an interrupt that is pending but masked ends it, so none is missed.
+        unsafe { asm!("wfi", options(nostack)) };
+        unmask();
+    }
+    unmask();
+}
+
+/// Starts a new log.
+#[inline]
+pub(crate) fn forget() {
+    TAKEN.store(0, Ordering::Relaxed);
+    DEVICE_CAUSES.store(0, Ordering::Relaxed);
+}
+
+/// Interrupts taken since [`forget`].
+#[inline]
+pub(crate) fn taken() -> u32 {
+    TAKEN.load(Ordering::Relaxed)
+}
+
+/// The INTID taken as number `index` since [`forget`].
+pub(crate) fn taken_at(index: usize) -> u32 {
+    LOG[index % LOG.len()].load(Ordering::Relaxed)
+}
+
+/// Leaves the timer's condition in place `times` times, as a level that stays asserted.
+pub(crate) fn keep_timer(times: u32) {
+    KEEP_TIMER.store(times, Ordering::Relaxed);
+}
+
+/// The handler reads and acknowledges InterruptStatus of the device at `base` from now on.
+pub(crate) fn serve_device(board: &Board, base: usize, intid: u32) {
+    DEVICE.store(base, Ordering::Relaxed);
+    DEVICE_INTID.store(intid, Ordering::Relaxed);
+    enable(board, intid, true);
+}
+
+/// InterruptStatus bits acknowledged since [`forget`].
+pub(crate) fn device_causes() -> u32 {
+    DEVICE_CAUSES.load(Ordering::Relaxed)
+}
+
+/// Takes one interrupt.
+pub(crate) fn interrupt() {
+    let intid: u64;
+    // SAFETY: acknowledges the interrupt we were called for.
+    unsafe { asm!("mrs {}, icc_iar1_el1", "dsb sy", out(reg) intid, options(nostack)) };
+    let intid = intid as u32;
+    if intid >= SPURIOUS {
+        return;
+    }
+    let number = TAKEN.load(Ordering::Relaxed);
+    TAKEN.store(number + 1, Ordering::Relaxed);
+    LOG[number as usize % LOG.len()].store(intid, Ordering::Relaxed);
+    if intid == timer::INTID {
+        timer_expired();
+    } else if intid == DEVICE_INTID.load(Ordering::Relaxed) {
+        let base = DEVICE.load(Ordering::Relaxed);
+        let causes = read32(base + 0x60);
+        write32(base + 0x64, causes);
+        DEVICE_CAUSES.store(DEVICE_CAUSES.load(Ordering::Relaxed) | causes, Ordering::Relaxed);
+    }
+    if number > STORM {
+        println!("\nbuiltin: INTID {intid} does not stop");
+        report::abandon();
+    }
+    // SAFETY: ends the interrupt acknowledged above.
+    unsafe { asm!("msr icc_eoir1_el1, {}", "isb", in(reg) u64::from(intid), options(nostack)) };
+}
+
+fn timer_expired() {
+    if timer::watchdog_armed() {
+        println!("FAILED: timed out");
+        report::abandon();
+    }
+    let keep = KEEP_TIMER.load(Ordering::Relaxed);
+    if keep == 0 {
+        timer::stop();
+    } else {
+        KEEP_TIMER.store(keep - 1, Ordering::Relaxed);
+    }
+}

@@ -1,0 +1,197 @@
+//! Checks of the interrupt controller and the virtual timer.
+
+use crate::board::Board;
+use crate::gic::{self, *};
+use crate::mmio::{read32, read64, write8, write32, write64};
+use crate::report::{Verdict, Why, check, expect};
+use crate::timer;
+
+/// Shared interrupts pended at once: more than any list register file we know holds.
+const MANY: u32 = 20;
+
+/// Runs them all; interrupts are on afterwards.
+pub(crate) fn run(board: &Board) {
+    check("gic: is a GICv3 that routes by affinity", || identity(board));
+    gic::start(board);
+    check("gic: a shared interrupt's configuration reads back", || configuration(board));
+    check("gic: an SGI to this core arrives once", || {
+        let taken = observe(|| gic::send_to_self(1));
+        expect(taken == 1 && gic::taken_at(0) == 1, "interrupts", taken)
+    });
+    check("gic: a disabled SGI stays pending until enabled", || {
+        let (base, _, bit) = bank(board, 1);
+        write32(base + ICENABLER, bit);
+        let while_disabled = observe(|| gic::send_to_self(1));
+        let pending = read32(base + ISPENDR) & bit;
+        let after = observe(|| write32(base + ISENABLER, bit));
+        expect(while_disabled == 0, "taken while disabled", while_disabled)?;
+        expect(pending != 0, "not pending", pending)?;
+        expect(after == 1, "taken after", after)
+    });
+    check("gic: the priority mask holds an interrupt back", || {
+        gic::set_priority_mask(DEFAULT_PRIORITY);
+        let while_masked = observe(|| gic::send_to_self(1));
+        let after = observe(|| gic::set_priority_mask(0xf8));
+        expect(while_masked == 0, "taken while masked", while_masked)?;
+        expect(after == 1, "taken after", after)
+    });
+    check("gic: a pending interrupt can be cleared", || {
+        let (base, word, bit) = bank(board, first_spare(board));
+        gic::enable(board, first_spare(board), true);
+        gic::mask();
+        write32(base + ISPENDR + word, bit);
+        let before = read32(base + ISPENDR + word) & bit;
+        write32(base + ICPENDR + word, bit);
+        let after = read32(base + ISPENDR + word) & bit;
+        let taken = observe(gic::unmask);
+        expect(before != 0 && after == 0, "pending after clear", after)?;
+        expect(taken == 0, "taken", taken)
+    });
+    check("gic: 20 pending at once arrive by priority", || by_priority(board));
+    check("gic: a late higher priority goes first", || overtaking(board));
+    let arrived = check("timer: the virtual timer's interrupt arrives", timer_arrives);
+    check("timer: the level stays until its cause is removed", || {
+        gic::forget();
+        gic::keep_timer(3);
+        timer::fire_at(timer::now());
+        timer::wait(100, || gic::taken() >= 4);
+        let taken = observe(|| ());
+        expect(taken == 0, "still firing", taken)?;
+        Ok(())
+    });
+    if arrived {
+        check("timer: WFI sleeps until the timer, within 1 ms", sleeps);
+    }
+}
+
+fn identity(board: &Board) -> Verdict {
+    let revision = read32(board.gicd + PIDR2) >> 4 & 0xf;
+    expect(revision == 3, "GICD architecture", revision)?;
+    let revision = read32(board.gicr + PIDR2) >> 4 & 0xf;
+    expect(revision == 3, "GICR architecture", revision)?;
+    let typer = read64(board.gicr + GICR_TYPER);
+    let me = affinity();
+    let affinity = me & 0xff_ffff | me >> 32 << 24;
+    expect(typer >> 32 == affinity, "GICR_TYPER", typer)?;
+    // LPIs need an ITS, which the device tree does not name.
+    let typer = read32(board.gicd + GICD_TYPER);
+    expect(typer & 0x1f != 0, "GICD_TYPER", typer)
+}
+
+fn configuration(board: &Board) -> Verdict {
+    let intid = first_spare(board);
+    let router = board.gicd + IROUTER + 8 * intid as usize;
+    write64(router, 1 << 31);
+    let any = read64(router);
+    write32(router, 0);
+    write32(router + 4, 0);
+    let zero = read64(router);
+    write64(router, affinity());
+    expect(any == 1 << 31, "IROUTER.IRM lost", any)?;
+    expect(zero == 0, "IROUTER halves lost", zero)?;
+    let priority = board.gicd + IPRIORITYR + intid as usize;
+    write8(priority, 0x58);
+    let seen = crate::mmio::read8(priority);
+    write8(priority, DEFAULT_PRIORITY);
+    expect(seen == 0x58, "priority", seen)?;
+    let control = read32(board.gicd + GICD_CTLR);
+    expect(control & ARE_AND_GROUP_1 == ARE_AND_GROUP_1, "GICD_CTLR", control)
+}
+
+/// Pends [`MANY`] interrupts with one write and no two of one priority.
+fn by_priority(board: &Board) -> Verdict {
+    let first = first_spare(board);
+    let (base, word, _) = bank(board, first);
+    for n in 0..MANY {
+        gic::enable(board, first + n, true);
+        write8(base + IPRIORITYR + (first + n) as usize, nth_priority(n));
+    }
+    gic::mask();
+    write32(base + ISPENDR + word, (1 << MANY) - 1);
+    let taken = observe(gic::unmask);
+    let order = (0..MANY).find(|&n| {
+        let intid = gic::taken_at(n as usize) - first;
+        // The one of rank n: the priorities are a permutation of the ranks.
+        nth_priority(intid) != rank_priority(n)
+    });
+    let active = read32(base + ISACTIVER + word);
+    expect(taken == MANY, "taken", taken)?;
+    if let Some(n) = order {
+        return Err(Why::Saw("out of order, INTID", gic::taken_at(n as usize).into()));
+    }
+    expect(active == 0, "still active", active)
+}
+
+/// Fills whatever holds pending interrupts, then pends a more urgent one.
+fn overtaking(board: &Board) -> Verdict {
+    let first = first_spare(board);
+    let (base, word, _) = bank(board, first);
+    for n in 0..MANY {
+        let priority = if n == MANY - 1 { 0x20 } else { DEFAULT_PRIORITY };
+        gic::enable(board, first + n, true);
+        write8(base + IPRIORITYR + (first + n) as usize, priority);
+    }
+    gic::mask();
+    write32(base + ISPENDR + word, (1 << (MANY - 1)) - 1);
+    write32(base + ISPENDR + word, 1 << (MANY - 1));
+    let taken = observe(gic::unmask);
+    let leader = gic::taken_at(0);
+    expect(taken == MANY, "taken", taken)?;
+    expect(leader == first + MANY - 1, "first was", leader)
+}
+
+/// Eight bits in steps of 8, of which every implementation has at least five.
+fn rank_priority(rank: u32) -> u8 {
+    0x20 + 8 * rank as u8
+}
+
+fn nth_priority(n: u32) -> u8 {
+    // 7 and 20 have no common factor, so this is a permutation.
+    rank_priority(n * 7 % MANY)
+}
+
+fn timer_arrives() -> Verdict {
+    gic::forget();
+    let from = timer::now();
+    let at = from + timer::ticks(2);
+    timer::fire_at(at);
+    let early = gic::taken();
+    let came = timer::wait(1000, || gic::taken() != 0);
+    let when = timer::now();
+    timer::stop();
+    expect(came, "nothing in 1 s", when - from)?;
+    expect(gic::taken_at(0) == timer::INTID, "INTID", gic::taken_at(0))?;
+    expect(early == 0 && when >= at, "early by", at.saturating_sub(when))
+}
+
+fn sleeps() -> Verdict {
+    let mut latest = 0;
+    for _ in 0..20 {
+        gic::forget();
+        let at = timer::now() + timer::ticks(1);
+        timer::fire_at(at);
+        gic::sleep_until(|| gic::taken() != 0);
+        let now = timer::now();
+        if now < at {
+            return Err(Why::Saw("early by", at - now));
+        }
+        latest = latest.max(now - at);
+    }
+    // The emulator's host may be busy: a bound against tick-granular wake-ups, not a measurement.
+    expect(latest < timer::ticks(100), "late by ticks", latest)
+}
+
+/// How many interrupts arrive because of `cause`, within 2 ms of it.
+fn observe(cause: impl FnOnce()) -> u32 {
+    gic::forget();
+    cause();
+    timer::wait(2, || false);
+    gic::taken()
+}
+
+/// First INTID of a word of shared interrupts that no device has: the last the distributor has.
+fn first_spare(board: &Board) -> u32 {
+    let words = (read32(board.gicd + GICD_TYPER) & 0x1f) + 1;
+    // INTIDs 1020-1023 are special: of 32 words the last is not whole.
+    (words.min(31) - 1) * 32
+}

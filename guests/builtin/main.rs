@@ -1,0 +1,85 @@
+//! The guest linked into the EL2 image: it judges, from EL1, the machine it is given.
+//!
+//! It runs when no other guest was loaded, and shares nothing with the hypervisor but the
+//! repository: the disk is driven by the independent `virtio-drivers` crate, the rest by a few
+//! register accesses of its own. Everything it uses is found in the device tree in x0, so it also
+//! runs on QEMU's `virt` board without a hypervisor, which is how its own verdicts are checked.
+//!
+//! The last line is always `builtin: N passed, M failed`; then it powers off through PSCI.
+//! `bench` in the boot arguments measures instead of checking; `long` adds the slow checks.
+#![no_std]
+#![no_main]
+// An EL1 program is register accesses and exception frames, and a panic of it is a verdict.
+#![allow(unsafe_code)]
+#![allow(clippy::indexing_slicing)]
+
+#[cfg(not(all(target_arch = "aarch64", target_os = "none")))]
+compile_error!("the built-in guest is built for aarch64-unknown-none-softfloat only");
+
+extern crate alloc;
+
+mod bench;
+mod block;
+mod board;
+mod console;
+mod dma;
+mod exception;
+mod gic;
+mod heap;
+mod hostile;
+mod interrupts;
+mod machine;
+mod mmio;
+mod psci;
+mod racy;
+mod report;
+mod ring;
+mod timer;
+
+use board::Board;
+use console::println;
+use core::arch::global_asm;
+
+global_asm!(include_str!("entry.s"));
+
+/// Called by `entry.s` with the MMU on, relocated, `.bss` cleared and interrupts masked.
+///
+/// # Safety
+///
+/// `fdt` is the address the boot protocol passed in x0.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn guest_main(fdt: usize) -> ! {
+    // SAFETY: forwarded from our caller.
+    let Some(board) = (unsafe { Board::from_fdt(fdt) }) else {
+        // Without a device tree no console is known: all there is to do is to stop.
+        psci::system_off();
+    };
+    console::set_uart(board.uart);
+    println!();
+    println!(
+        "builtin: guest at EL1, {} MiB at {:#x}, {} virtio slots, {}",
+        board.memory.size >> 20,
+        board.memory.base,
+        board.slots.len(),
+        if board.is_sparkler { "under sparkler" } else { "no hypervisor of ours" },
+    );
+    if board.has_argument("bench") {
+        bench::run(&board);
+    } else {
+        machine::run(&board);
+        psci::run(&board);
+        interrupts::run(&board);
+        block::run(&board);
+        hostile::run(&board);
+    }
+    report::finish()
+}
+
+#[panic_handler]
+fn panic(info: &core::panic::PanicInfo<'_>) -> ! {
+    match info.location() {
+        Some(place) => println!("\nbuiltin: panic at {}:{}", place.file(), place.line()),
+        None => println!("\nbuiltin: panic"),
+    }
+    report::abandon()
+}
