@@ -3,7 +3,7 @@ use std::collections::BTreeMap;
 use proptest::prelude::*;
 
 use super::*;
-use crate::memory::testing::ram;
+use crate::memory::testing::{ram, vast_ram};
 
 fn is_zero(slice: SharedSlice<'_>) -> bool {
     (0..slice.len())
@@ -60,6 +60,23 @@ fn every_frame_but_the_bitmap_can_be_had_once() {
     );
     assert_eq!(pool.free_frames(), 0);
     assert!(matches!(pool.alloc(), Err(FrameError::OutOfFrames)));
+}
+
+#[test]
+fn an_area_with_a_bitmap_of_several_frames_is_used_to_its_last_frame() {
+    fn leave(_: SharedSlice<'_>) {}
+    let frames = 3 * 32768 + 1;
+    let mut pool = FramePool::with_zero(leave);
+    pool.add(vast_ram(0x4000_0000, frames * FRAME)).unwrap();
+    assert_eq!(pool.total_frames(), frames - 4);
+    let run = pool.alloc_run(frames - 5, 1 << 30).unwrap();
+    assert_eq!(
+        pool.alloc().unwrap().pa().raw(),
+        run.pa().raw() + run.len() as u64
+    );
+    assert_eq!(pool.free_frames(), 0);
+    pool.free(run.pa(), run.len() / FRAME).unwrap();
+    assert_eq!(pool.largest_run(1 << 21), frames - 5);
 }
 
 #[test]

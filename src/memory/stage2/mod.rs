@@ -10,78 +10,21 @@
 //! blames the guest.
 
 mod descriptor;
+mod error;
 mod geometry;
-
-use core::fmt;
+mod tlb;
 
 pub use descriptor::{Access, Attributes, MemoryType};
 use descriptor::{Descriptor, Kind};
+pub use error::Stage2Error;
 use geometry::{FIRST_BLOCK_LEVEL, shift, span};
 pub use geometry::{Geometry, Vmid, VmidBits, pa_bits, vttbr};
+pub use tlb::Tlb;
 
-use super::{FrameError, FramePool, Ipa, PAGE_SIZE, Pa, SharedSlice};
+use super::{FramePool, Ipa, PAGE_SIZE, Pa, SharedSlice};
 
 /// Entries in one table.
 const ENTRIES: usize = 512;
-
-/// What the tables need from the core that walks them.
-pub trait Tlb {
-    /// Makes all table stores before this visible to the table walkers of every core before any
-    /// store after it (`DSB ISHST`).
-    fn publish(&self);
-
-    /// Drops whatever any core has cached for `ipa` of `vmid`: the stage-2 entry at any level, the
-    /// pointers to tables on its way, and combined stage-1 and stage-2 entries
-    /// (`TLBI IPAS2E1IS; DSB ISH; TLBI VMALLE1IS; DSB ISH; ISB`, with `vmid` in `VTTBR_EL2`).
-    /// Complete when it returns.
-    fn invalidate_ipa(&self, vmid: Vmid, ipa: Ipa);
-
-    /// Drops everything any core has cached for `vmid`
-    /// (`TLBI VMALLS12E1IS; DSB ISH; ISB`, with `vmid` in `VTTBR_EL2`). Complete when it returns.
-    fn invalidate_vmid(&self, vmid: Vmid);
-}
-
-/// Why a stage-2 operation was refused.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Stage2Error {
-    /// The size of the guest's address space is not one this core can translate.
-    IpaBits,
-    /// No memory left for tables.
-    OutOfFrames,
-    /// An address or the length is not a multiple of 4 KiB, or the length is 0.
-    Misaligned,
-    /// The guest or the physical range passes the end of its address space.
-    OutOfRange,
-    /// Part of the range is mapped already.
-    AlreadyMapped,
-    /// Part of the range is not mapped.
-    NotMapped,
-    /// A table is not in the pool given: the wrong pool, or memory overwritten. EL2's own fault.
-    Corrupt,
-}
-
-impl fmt::Display for Stage2Error {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::IpaBits => "stage 2: address space size not supported by this core",
-            Self::OutOfFrames => "stage 2: no memory left for tables",
-            Self::Misaligned => "stage 2: range not aligned to 4 KiB",
-            Self::OutOfRange => "stage 2: range passes the end of the address space",
-            Self::AlreadyMapped => "stage 2: range is mapped already",
-            Self::NotMapped => "stage 2: range is not mapped",
-            Self::Corrupt => "stage 2: a table lies outside the frame pool",
-        })
-    }
-}
-
-impl From<FrameError> for Stage2Error {
-    fn from(error: FrameError) -> Self {
-        match error {
-            FrameError::NotAllocated => Self::Corrupt,
-            _ => Self::OutOfFrames,
-        }
-    }
-}
 
 /// The block or page that translates an address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
