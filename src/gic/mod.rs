@@ -1,1 +1,422 @@
 //! The virtual GIC: one state machine, its register front ends and list-register scheduling.
+//!
+//! - [`irq`], [`list_register`]: interrupt numbers; list registers and the trait that `arch`
+//!   implements.
+//! - `bank`: distributor state of 32 interrupts as words of bits. SPIs are in seven shared banks,
+//!   SGIs and PPIs in one bank per vCPU.
+//! - `interface`: what one vCPU has, mainly the bookkeeping of its list registers.
+//! - `schedule`: which interrupts are listed and which wait; the rules are at the top of that file.
+//! - `registers`: the meaning of each class of registers (I\[SC\]ENABLER, IPRIORITYR, ...), on a
+//!   vCPU and a word of 32 interrupts, so that front ends only translate offsets.
+//! - `v3`: GICD and GICR frames. `sgi`: ICC_SGI1R_EL1.
+//!
+//! # How it is driven
+//!
+//! Devices and register writes change the distributor state and mark the vCPUs concerned. Before a
+//! vCPU is entered, one test of [`Vgic::needs_flush`] decides whether [`Vgic::flush`] must write
+//! list registers. Only reads of pending and active state, and the few calls that take list
+//! registers, look at the hardware.
+//!
+//! # Locking
+//!
+//! All methods need the whole [`Vgic`], which is right for one vCPU and correct behind one lock for
+//! more. No method waits or calls back, so the lock is held for a bounded time and never across a
+//! guest's run. The list registers given must be those of the vCPU named, on the core it runs on.
+//! State kept per vCPU is in its own structure, touched by other vCPUs only to note a change; SPIs
+//! are shared. A vCPU that leaves its core calls [`Vgic::unload`], so parked vCPUs have all state
+//! here.
+
+mod bank;
+mod interface;
+pub mod irq;
+pub mod list_register;
+mod registers;
+mod schedule;
+mod sgi;
+mod v3;
+
+#[cfg(test)]
+mod model;
+#[cfg(test)]
+mod tests;
+
+pub use interface::{Affinity, VcpuSet};
+pub use irq::{INTID_COUNT, IntId, SPI_BASE};
+pub use list_register::{ListRegister, ListRegisters, MAX_LIST_REGISTERS, Maintenance, State};
+pub use v3::{GICD_SIZE, GICR_STRIDE};
+
+use bank::{Bank, Groups, WORDS};
+use interface::VcpuInterface;
+use schedule::{Scheduler, select};
+
+/// Most vCPUs a virtual GIC serves.
+pub const MAX_VCPUS: usize = 8;
+
+/// A vCPU of the VM, counted from 0, always below [`MAX_VCPUS`].
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
+pub struct VcpuIndex(u8);
+
+impl VcpuIndex {
+    /// The boot vCPU.
+    pub const BOOT: Self = Self(0);
+
+    /// vCPU number `index`, or `None` if there can be none of that number.
+    pub const fn new(index: usize) -> Option<Self> {
+        if index < MAX_VCPUS {
+            Some(Self(index as u8))
+        } else {
+            None
+        }
+    }
+
+    /// The number.
+    #[inline]
+    pub const fn get(self) -> usize {
+        self.0 as usize
+    }
+}
+
+/// A VM's interrupt controller.
+#[derive(Debug)]
+pub struct Vgic {
+    /// GICD_CTLR's EnableGrp0 and EnableGrp1.
+    ctlr: u32,
+    /// vCPUs that exist, at least 1.
+    vcpu_count: usize,
+    spis: [Bank; WORDS - 1],
+    /// GICD_IROUTER, by word - 1 and bit.
+    routes: [[Affinity; 32]; WORDS - 1],
+    vcpus: [VcpuInterface; MAX_VCPUS],
+}
+
+impl Vgic {
+    /// A GIC at power-on for `vcpus` vCPUs (1 to [`MAX_VCPUS`]; clamped), with affinity 0.0.0.n.
+    pub const fn new(vcpus: usize) -> Self {
+        let vcpu_count = match vcpus {
+            0 => 1,
+            MAX_VCPUS.. => MAX_VCPUS,
+            count => count,
+        };
+        let mut vgic = Self {
+            ctlr: 0,
+            vcpu_count,
+            spis: [const { Bank::SPIS }; WORDS - 1],
+            routes: [[Affinity::from_mpidr(0); 32]; WORDS - 1],
+            vcpus: [
+                VcpuInterface::new(0),
+                VcpuInterface::new(1),
+                VcpuInterface::new(2),
+                VcpuInterface::new(3),
+                VcpuInterface::new(4),
+                VcpuInterface::new(5),
+                VcpuInterface::new(6),
+                VcpuInterface::new(7),
+            ],
+        };
+        // Out of reset every SPI is routed to affinity 0.0.0.0: the boot vCPU.
+        let [_, others @ ..] = &mut vgic.vcpus;
+        let mut rest: &mut [VcpuInterface] = others;
+        while let [vcpu, tail @ ..] = rest {
+            vcpu.lists.routed = bank::Words::PRIVATE;
+            rest = tail;
+        }
+        vgic
+    }
+
+    /// Gives `vcpu` another affinity, which its MPIDR_EL1 must show. For set-up, before the guest
+    /// runs.
+    pub fn set_affinity(&mut self, vcpu: VcpuIndex, affinity: Affinity) {
+        self.interface_mut(vcpu).affinity = affinity;
+        self.reroute_all();
+    }
+
+    /// Back to power-on state: everything disabled, nothing pending or active, list registers
+    /// empty. Input lines and affinities stay: lines belong to the devices. No vCPU may be running.
+    /// `lrs` are those of this core, whose vCPU is `vcpu`; other vCPUs have been unloaded.
+    pub fn reset<L: ListRegisters>(&mut self, vcpu: VcpuIndex, lrs: &mut L) {
+        let _ = self.unload(vcpu, lrs);
+        for spis in &mut self.spis {
+            for bit in irq::Bits(spis.hw) {
+                lrs.deactivate_physical(spis.physical_of(bit));
+            }
+        }
+        self.ctlr = 0;
+        for (index, interface) in self.vcpus.iter_mut().enumerate() {
+            let (affinity, line) = (interface.affinity, interface.private.line);
+            *interface = VcpuInterface::new(index as u8);
+            interface.affinity = affinity;
+            interface.private.line = line;
+        }
+        for spis in &mut self.spis {
+            let line = spis.line;
+            *spis = Bank::SPIS;
+            spis.line = line;
+        }
+        self.routes = [[Affinity::default(); 32]; WORDS - 1];
+        self.reroute_all();
+    }
+
+    /// Whether [`flush`](Self::flush) has something to do: a load and a test, for the exit path.
+    #[inline]
+    pub fn needs_flush(&self, vcpu: VcpuIndex) -> bool {
+        self.interface(vcpu).lists.dirty
+    }
+
+    /// Brings the list registers of `vcpu` up to date, before it is entered. The answer is of other
+    /// vCPUs that got something to deliver by it (an SPI whose routing changed); empty with one
+    /// vCPU.
+    pub fn flush<L: ListRegisters>(&mut self, vcpu: VcpuIndex, lrs: &mut L) -> VcpuSet {
+        let moved = {
+            let mut scheduler = self.scheduler(vcpu, lrs);
+            scheduler.flush();
+            scheduler.moved
+        };
+        self.hand_over(vcpu, moved)
+    }
+
+    /// Takes note of what the guest did to its list registers (acknowledged, deactivated).
+    /// Register reads do it themselves where they need to.
+    pub fn sync<L: ListRegisters>(&mut self, vcpu: VcpuIndex, lrs: &mut L) {
+        self.scheduler(vcpu, lrs).sync();
+        // What became inactive may be pending again; what was counted is gone from EOIcount.
+        self.interface_mut(vcpu).lists.dirty = true;
+    }
+
+    /// The maintenance interrupt was taken: some list register wants service, which the next
+    /// [`flush`](Self::flush) does. Cannot be asserted again before the guest has run.
+    pub fn on_maintenance(&mut self, vcpu: VcpuIndex) {
+        self.interface_mut(vcpu).lists.dirty = true;
+    }
+
+    /// Empties the list registers of a vCPU that leaves its core; all state is then in `self`.
+    /// Physical PPIs are given back, because the core's next vCPU needs them: what was pending of
+    /// them stays pending by software. ICH_VMCR and the active priorities (ICH_AP0R, ICH_AP1R) are
+    /// the caller's to save.
+    pub fn unload<L: ListRegisters>(&mut self, vcpu: VcpuIndex, lrs: &mut L) -> VcpuSet {
+        let moved = {
+            let mut scheduler = self.scheduler(vcpu, lrs);
+            scheduler.unload();
+            scheduler.moved
+        };
+        self.hand_over(vcpu, moved)
+    }
+
+    /// Whether an enabled interrupt is pending for `vcpu`, as of the last [`sync`](Self::sync) or
+    /// [`unload`](Self::unload): if so it must not be parked. Priority masks of the CPU
+    /// interface are not considered.
+    pub fn has_deliverable(&self, vcpu: VcpuIndex) -> bool {
+        let groups = self.groups();
+        let interface = self.interface(vcpu);
+        let lists = &interface.lists;
+        let banks = core::iter::once(&interface.private).chain(&self.spis);
+        banks.enumerate().any(|(word, bank)| {
+            let mine = (lists.routed.get(word) & !bank.listed) | lists.listed.get(word);
+            bank.pending() & bank.deliverable(groups) & !bank.active & mine != 0
+        })
+    }
+
+    /// The input line of an SPI is `high` or low. An edge-triggered SPI latches the rise; a
+    /// level-sensitive one is pending while the line is high. SGIs and PPIs are ignored.
+    pub fn set_level(&mut self, intid: IntId, high: bool) -> VcpuSet {
+        if intid.is_private() {
+            VcpuSet::EMPTY
+        } else {
+            self.drive(VcpuIndex::BOOT, intid, high)
+        }
+    }
+
+    /// As [`set_level`](Self::set_level) for a PPI of `vcpu`. Other interrupts are ignored.
+    pub fn set_ppi_level(&mut self, vcpu: VcpuIndex, intid: IntId, high: bool) -> VcpuSet {
+        if intid.is_private() && intid.raw() >= 16 {
+            self.drive(vcpu, intid, high)
+        } else {
+            VcpuSet::EMPTY
+        }
+    }
+
+    /// An SPI's source signals one event (a message, a rising edge). Pending until acknowledged,
+    /// whatever trigger the guest has configured. SGIs and PPIs are ignored.
+    #[inline]
+    pub fn pulse(&mut self, intid: IntId) -> VcpuSet {
+        if intid.is_private() {
+            return VcpuSet::EMPTY;
+        }
+        self.bank_mut(VcpuIndex::BOOT, intid.word()).latch |= intid.mask();
+        self.touch(VcpuIndex::BOOT, intid.word(), intid.mask())
+    }
+
+    /// The physical interrupt `pintid` was taken at EL2 on the core of `vcpu`, its priority
+    /// dropped, and is now active: delivers it as `intid`. The guest's deactivation becomes the
+    /// physical one's. Until then the physical interrupt stays active and cannot fire again, so a
+    /// guest that disables `intid` stops it rather than storming EL2.
+    pub fn inject_hw<L: ListRegisters>(
+        &mut self,
+        vcpu: VcpuIndex,
+        intid: IntId,
+        pintid: u16,
+        lrs: &mut L,
+    ) -> VcpuSet {
+        // The list register of the delivery before may still stand there, Invalid.
+        self.scheduler(vcpu, lrs).sync_one(intid);
+        let bank = self.bank_mut(vcpu, intid.word());
+        bank.hw |= intid.mask();
+        bank.hw_pending |= intid.mask();
+        bank.set_physical(intid.bit(), pintid);
+        self.touch(vcpu, intid.word(), intid.mask())
+    }
+
+    /// The source of an interrupt injected by [`inject_hw`](Self::inject_hw) has gone quiet. If the
+    /// guest has not acknowledged it yet, it is withdrawn and the physical interrupt deactivated.
+    pub fn retract_hw<L: ListRegisters>(&mut self, vcpu: VcpuIndex, intid: IntId, lrs: &mut L) {
+        let (word, mask) = (intid.word(), intid.mask());
+        if self.bank_mut(vcpu, word).hw_pending & mask == 0 {
+            return;
+        }
+        self.scheduler(vcpu, lrs).sync_one(intid);
+        let bank = self.bank_mut(vcpu, word);
+        if bank.hw_pending & mask == 0 {
+            return;
+        }
+        bank.hw_pending &= !mask;
+        if bank.release(intid.bit()) {
+            lrs.deactivate_physical(bank.physical_of(intid.bit()));
+        }
+        let _ = self.touch(vcpu, word, mask);
+    }
+
+    /// A trapped write to ICC_DIR_EL1 (see [`Maintenance::unlisted_active`]).
+    pub fn deactivate(&mut self, vcpu: VcpuIndex, value: u64) -> VcpuSet {
+        match u32::try_from(value & 0xff_ffff).ok().and_then(IntId::new) {
+            Some(intid) => self.clear_active(vcpu, intid.word(), intid.mask()),
+            None => VcpuSet::EMPTY,
+        }
+    }
+
+    fn drive(&mut self, vcpu: VcpuIndex, intid: IntId, high: bool) -> VcpuSet {
+        let mask = intid.mask();
+        let bank = self.bank_mut(vcpu, intid.word());
+        if (bank.line & mask != 0) == high {
+            return VcpuSet::EMPTY;
+        }
+        bank.line ^= mask;
+        if bank.edge & mask != 0 {
+            if !high {
+                return VcpuSet::EMPTY;
+            }
+            bank.latch |= mask;
+        }
+        self.touch(vcpu, intid.word(), mask)
+    }
+
+    /// Marks the vCPUs that changes to the interrupts `mask` of `word` concern; `vcpu` is the owner
+    /// if they are private.
+    #[inline]
+    fn touch(&mut self, vcpu: VcpuIndex, word: usize, mask: u32) -> VcpuSet {
+        let mut set = VcpuSet::EMPTY;
+        if word == 0 {
+            if self.interface_mut(vcpu).lists.note(word, mask) {
+                set.insert(vcpu);
+            }
+            return set;
+        }
+        for (index, interface) in self.vcpus.iter_mut().enumerate().take(self.vcpu_count) {
+            if interface.lists.note(word, mask) {
+                set.insert(VcpuIndex(index as u8));
+            }
+        }
+        set
+    }
+
+    fn touch_all(&mut self) -> VcpuSet {
+        let mut set = VcpuSet::EMPTY;
+        for (index, interface) in self.vcpus.iter_mut().enumerate().take(self.vcpu_count) {
+            interface.lists.note_all();
+            set.insert(VcpuIndex(index as u8));
+        }
+        set
+    }
+
+    /// Tells other vCPUs of SPIs that have left this one.
+    fn hand_over(&mut self, vcpu: VcpuIndex, moved: bank::Words) -> VcpuSet {
+        let mut set = VcpuSet::EMPTY;
+        if moved.any() {
+            for word in 1..WORDS {
+                set.merge(self.touch(vcpu, word, moved.get(word)));
+            }
+        }
+        set.without(vcpu)
+    }
+
+    /// Works out anew which vCPU each SPI goes to.
+    fn reroute_all(&mut self) {
+        for word in 1..WORDS {
+            self.reroute(word, u32::MAX);
+        }
+    }
+
+    /// As [`reroute_all`](Self::reroute_all), for some interrupts of a word. A route to an affinity
+    /// that no vCPU has leads nowhere: the SPI stays pending.
+    fn reroute(&mut self, word: usize, mask: u32) {
+        let Some(routes) = self.routes.get(word.wrapping_sub(1)) else {
+            return;
+        };
+        for (index, interface) in self.vcpus.iter_mut().enumerate() {
+            let mut routed = 0;
+            for (bit, route) in routes.iter().enumerate() {
+                routed |= u32::from(*route == interface.affinity && index < self.vcpu_count) << bit;
+            }
+            interface.lists.routed.clear(word, mask);
+            interface.lists.routed.set(word, routed & mask);
+        }
+    }
+
+    #[inline]
+    fn groups(&self) -> Groups {
+        Groups {
+            group0: 0u32.wrapping_sub(self.ctlr & 1),
+            group1: 0u32.wrapping_sub((self.ctlr >> 1) & 1),
+        }
+    }
+
+    #[inline]
+    fn interface(&self, vcpu: VcpuIndex) -> &VcpuInterface {
+        let [first, ..] = &self.vcpus;
+        self.vcpus.get(vcpu.get()).unwrap_or(first)
+    }
+
+    #[inline]
+    fn interface_mut(&mut self, vcpu: VcpuIndex) -> &mut VcpuInterface {
+        let [first, rest @ ..] = &mut self.vcpus;
+        match rest.get_mut(vcpu.get().wrapping_sub(1)) {
+            Some(interface) => interface,
+            None => first,
+        }
+    }
+
+    #[inline]
+    fn bank(&self, vcpu: VcpuIndex, word: usize) -> &Bank {
+        match self.spis.get(word.wrapping_sub(1)) {
+            Some(bank) => bank,
+            None => &self.interface(vcpu).private,
+        }
+    }
+
+    #[inline]
+    fn bank_mut(&mut self, vcpu: VcpuIndex, word: usize) -> &mut Bank {
+        let [first, rest @ ..] = &mut self.vcpus;
+        let interface = rest.get_mut(vcpu.get().wrapping_sub(1)).unwrap_or(first);
+        select(&mut interface.private, &mut self.spis, word)
+    }
+
+    #[inline]
+    fn scheduler<'a, L: ListRegisters>(
+        &'a mut self,
+        vcpu: VcpuIndex,
+        lrs: &'a mut L,
+    ) -> Scheduler<'a, L> {
+        let groups = self.groups();
+        let [first, rest @ ..] = &mut self.vcpus;
+        let interface = rest.get_mut(vcpu.get().wrapping_sub(1)).unwrap_or(first);
+        Scheduler::new(interface, &mut self.spis, groups, lrs)
+    }
+}

@@ -1,0 +1,313 @@
+//! The state of 32 interrupts, one bit each in words, so that a question about all of them is a
+//! few instructions.
+
+use super::irq::PRIORITY_MASK;
+use super::list_register::{ListRegister, State};
+use super::{IntId, irq::Bits};
+
+/// Words of 32 interrupts; word 0 holds SGIs and PPIs and is banked per vCPU.
+pub(super) const WORDS: usize = 8;
+/// SGIs 0-15 are edge-triggered by architecture; PPIs here are level-triggered.
+const PRIVATE_EDGES: u32 = 0x0000_ffff;
+
+/// One bit an interrupt.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Words([u32; WORDS]);
+
+impl Words {
+    pub(super) const NONE: Self = Self([0; WORDS]);
+    pub(super) const ALL: Self = Self([u32::MAX; WORDS]);
+
+    /// Word 0 only: what belongs to a vCPU wherever SPIs are routed.
+    pub(super) const PRIVATE: Self = Self([u32::MAX, 0, 0, 0, 0, 0, 0, 0]);
+
+    #[inline]
+    pub(super) fn get(&self, word: usize) -> u32 {
+        self.0.get(word % WORDS).copied().unwrap_or(0)
+    }
+
+    #[inline]
+    pub(super) fn set(&mut self, word: usize, mask: u32) {
+        if let Some(bits) = self.0.get_mut(word % WORDS) {
+            *bits |= mask;
+        }
+    }
+
+    #[inline]
+    pub(super) fn clear(&mut self, word: usize, mask: u32) {
+        if let Some(bits) = self.0.get_mut(word % WORDS) {
+            *bits &= !mask;
+        }
+    }
+
+    #[inline]
+    pub(super) fn any(&self) -> bool {
+        self.0.iter().fold(0, |all, word| all | word) != 0
+    }
+
+    /// Every set bit, as an interrupt.
+    pub(super) fn iter(self) -> impl Iterator<Item = IntId> {
+        self.0
+            .into_iter()
+            .enumerate()
+            .flat_map(|(word, bits)| Bits(bits).map(move |bit| IntId::at(word, bit)))
+    }
+}
+
+/// GICD_CTLR's group enables as masks: all ones where the group is enabled.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Groups {
+    pub(super) group0: u32,
+    pub(super) group1: u32,
+}
+
+/// Distributor state of 32 interrupts.
+///
+/// Of a *listed* interrupt (one in a list register) the truth about pending and active is in the
+/// hardware; `lr_latch`, `hw_pending`, `active` are what was last read or written there.
+#[derive(Debug)]
+pub(super) struct Bank {
+    /// Group 1, else Group 0 (IGROUPR).
+    pub(super) group1: u32,
+    /// Enabled (I[SC]ENABLER).
+    pub(super) enabled: u32,
+    /// Edge-triggered, else level-sensitive (ICFGR).
+    pub(super) edge: u32,
+    /// Pending by an edge or by software, not yet given to a list register.
+    pub(super) latch: u32,
+    /// The input line is high.
+    pub(super) line: u32,
+    /// Active.
+    pub(super) active: u32,
+    /// Active because the guest wrote ISACTIVER, never acknowledged: no EOI need follow.
+    pub(super) forced: u32,
+    /// In a list register of some vCPU.
+    pub(super) listed: u32,
+    /// Listed, and the pending state in the list register came out of `latch`.
+    pub(super) lr_latch: u32,
+    /// A physical interrupt is active and owed a deactivation.
+    pub(super) hw: u32,
+    /// Subset of `hw`: the physical interrupt has not been delivered to the guest yet.
+    pub(super) hw_pending: u32,
+    /// Listed, and the guest asked for it to become active.
+    pub(super) activate: u32,
+    /// Listed, and the guest asked for it to become inactive.
+    pub(super) deactivate: u32,
+    /// IPRIORITYR.
+    pub(super) priority: [u8; 32],
+    /// Priority at which an active interrupt was acknowledged.
+    running: [u8; 32],
+    /// List register that holds a listed interrupt.
+    pub(super) slot: [u8; 32],
+    /// Physical INTID of an interrupt in `hw`.
+    physical: [u16; 32],
+}
+
+impl Bank {
+    /// SPIs at power-on.
+    pub(super) const SPIS: Self = Self {
+        group1: 0,
+        enabled: 0,
+        edge: 0,
+        latch: 0,
+        line: 0,
+        active: 0,
+        forced: 0,
+        listed: 0,
+        lr_latch: 0,
+        hw: 0,
+        hw_pending: 0,
+        activate: 0,
+        deactivate: 0,
+        priority: [0; 32],
+        running: [0; 32],
+        slot: [0; 32],
+        physical: [0; 32],
+    };
+
+    /// SGIs and PPIs of one vCPU at power-on.
+    pub(super) const PRIVATE: Self = Self {
+        edge: PRIVATE_EDGES,
+        ..Self::SPIS
+    };
+
+    /// Inputs that stay pending without a latch: high lines of level-sensitive interrupts, and
+    /// physical interrupts that wait.
+    #[inline]
+    pub(super) const fn asserted(&self) -> u32 {
+        (self.line & !self.edge) | self.hw_pending
+    }
+
+    /// What ISPENDR reads.
+    #[inline]
+    pub(super) const fn pending(&self) -> u32 {
+        self.latch | self.lr_latch | self.asserted()
+    }
+
+    /// Enabled, in an enabled group.
+    #[inline]
+    pub(super) const fn deliverable(&self, groups: Groups) -> u32 {
+        self.enabled & ((self.group1 & groups.group1) | (!self.group1 & groups.group0))
+    }
+
+    /// Ought to be put into a list register.
+    #[inline]
+    pub(super) const fn candidates(&self, groups: Groups) -> u32 {
+        (self.latch | self.asserted()) & self.deliverable(groups) & !(self.listed | self.active)
+    }
+
+    #[inline]
+    pub(super) fn priority_of(&self, bit: u32) -> u8 {
+        at(&self.priority, bit)
+    }
+
+    /// How an active interrupt ranks: acknowledged ones by their priority, forced ones last.
+    pub(super) fn running_rank(&self, bit: u32) -> u16 {
+        let forced = self.forced & (1 << bit) != 0;
+        u16::from(at(&self.running, bit)) | if forced { 0x100 } else { 0 }
+    }
+
+    pub(super) fn slot_of(&self, bit: u32) -> usize {
+        usize::from(at(&self.slot, bit))
+    }
+
+    pub(super) fn physical_of(&self, bit: u32) -> u16 {
+        at(&self.physical, bit)
+    }
+
+    pub(super) fn set_slot(&mut self, bit: u32, n: usize) {
+        if let Some(slot) = self.slot.get_mut(bit as usize) {
+            *slot = n as u8;
+        }
+    }
+
+    pub(super) fn set_physical(&mut self, bit: u32, pintid: u16) {
+        if let Some(physical) = self.physical.get_mut(bit as usize) {
+            *physical = pintid;
+        }
+    }
+
+    /// Writes IPRIORITYR; the bits that do not exist are dropped.
+    pub(super) fn set_priority(&mut self, bit: u32, priority: u8) {
+        if let Some(byte) = self.priority.get_mut(bit as usize) {
+            *byte = priority & PRIORITY_MASK;
+        }
+    }
+
+    /// Makes an unlisted interrupt active by software.
+    pub(super) fn force_active(&mut self, bit: u32) {
+        let mask = 1 << bit;
+        self.active |= mask;
+        self.forced |= mask;
+        self.set_running(bit, self.priority_of(bit));
+    }
+
+    fn set_running(&mut self, bit: u32, priority: u8) {
+        if let Some(running) = self.running.get_mut(bit as usize) {
+            *running = priority;
+        }
+    }
+
+    /// Takes note of what became of a listed interrupt. `written` is what its list register was
+    /// given, `now` its present state. Answers whether its physical interrupt must be deactivated.
+    #[must_use]
+    pub(super) fn observe(&mut self, bit: u32, written: ListRegister, now: State) -> bool {
+        let mask = 1 << bit;
+        let pending = matches!(now, State::Pending | State::PendingActive);
+        let active = matches!(now, State::Active | State::PendingActive);
+        let hardware = written.physical().is_some();
+        let acknowledged =
+            active && (self.active & mask == 0 || (self.lr_latch & mask != 0 && !pending));
+
+        if !pending {
+            self.lr_latch &= !mask;
+            if hardware {
+                self.hw_pending &= !mask;
+            }
+        }
+        if active {
+            self.active |= mask;
+            if acknowledged {
+                self.forced &= !mask;
+                self.set_running(bit, written.priority());
+            }
+            return false;
+        }
+        self.active &= !mask;
+        self.forced &= !mask;
+        if hardware {
+            if !pending {
+                // The guest's deactivation reached the physical interrupt.
+                self.hw &= !mask;
+            }
+            return false;
+        }
+        self.release(bit)
+    }
+
+    /// To be called when an interrupt is no longer active by other means than a list register with
+    /// HW = 1. Answers whether its physical interrupt must be deactivated, and forgets it.
+    #[must_use]
+    pub(super) fn release(&mut self, bit: u32) -> bool {
+        let mask = 1 << bit;
+        let owed = self.hw & !self.hw_pending & mask != 0;
+        if owed {
+            self.hw &= !mask;
+        }
+        owed
+    }
+
+    /// What a list register must hold for this interrupt, or `None` if it need not be in one.
+    /// Moves the latch into the list register, or back where it may not be delivered.
+    pub(super) fn compose(
+        &mut self,
+        intid: IntId,
+        deliverable: bool,
+        active: bool,
+        group1: bool,
+    ) -> Option<ListRegister> {
+        let (bit, mask) = (intid.bit(), intid.mask());
+        let wanted = (self.latch | self.lr_latch) & mask != 0;
+        let asserted = self.asserted() & mask != 0;
+        let latched = wanted && deliverable;
+        if latched {
+            self.latch &= !mask;
+            self.lr_latch |= mask;
+        } else if wanted {
+            self.latch |= mask;
+            self.lr_latch &= !mask;
+        }
+        let hw = self.hw & mask != 0;
+        let priority = self.priority_of(bit);
+
+        if !active {
+            if !deliverable || !(latched || asserted) {
+                return None;
+            }
+            let lr = ListRegister::new(intid, State::Pending, priority, group1);
+            return Some(if hw {
+                lr.with_physical(self.physical_of(bit))
+            } else {
+                lr.with_eoi_maintenance(asserted)
+            });
+        }
+        let state = if latched {
+            State::PendingActive
+        } else {
+            State::Active
+        };
+        let lr = ListRegister::new(intid, state, priority, group1);
+        // HW = 1 forbids pending-and-active, and stands for one delivery of the physical interrupt:
+        // otherwise the deactivation is done by software, after maintenance.
+        Some(if hw && !latched && self.hw_pending & mask == 0 {
+            lr.with_physical(self.physical_of(bit))
+        } else {
+            lr.with_eoi_maintenance(asserted || hw)
+        })
+    }
+}
+
+#[inline]
+fn at<T: Copy + Default>(values: &[T; 32], bit: u32) -> T {
+    values.get(bit as usize & 31).copied().unwrap_or_default()
+}

@@ -1,0 +1,427 @@
+//! Which interrupts are in the list registers, and which wait outside.
+//!
+//! The rules, in the order in which [`Scheduler::flush`] applies them:
+//!
+//! 1. A list register the guest has emptied is given back.
+//! 2. A listed interrupt whose state was changed from outside (an edge, a line, a register write)
+//!    is written anew: a pending one that may no longer be delivered is withdrawn, an edge makes an
+//!    active one pending-and-active.
+//! 3. Candidates go into free list registers, most urgent first. Without a free one, a candidate
+//!    takes the place of a less urgent pending interrupt; if no list register is pending at
+//!    all, the place of the active interrupt that the guest will deactivate last.
+//! 4. Active interrupts that were put outside come back where there is room.
+//!
+//! So at every entry either nobody waits outside, or some list register is pending and holds the
+//! most urgent candidate. That is why NPIE, armed while candidates wait, cannot be asserted at
+//! entry: the guest must acknowledge something first. Deactivations of active interrupts outside
+//! are counted by the hardware (EOIcount) and, with EOImode = 0, arrive in order of urgency.
+
+use super::bank::{Bank, Groups, WORDS, Words};
+use super::interface::{Lists, VcpuInterface};
+use super::irq::{Bits, IntId};
+use super::list_register::{ListRegister, ListRegisters, Maintenance, State};
+
+/// One vCPU's state and the shared state, with the borrows taken apart.
+pub(super) struct Scheduler<'a, L> {
+    private: &'a mut Bank,
+    lists: &'a mut Lists,
+    spis: &'a mut [Bank; WORDS - 1],
+    groups: Groups,
+    lrs: &'a mut L,
+    /// SPIs that left this vCPU's list registers and may concern another vCPU.
+    pub(super) moved: Words,
+}
+
+macro_rules! bank {
+    ($self:ident, $word:expr) => {
+        select(&mut *$self.private, &mut *$self.spis, $word)
+    };
+}
+
+impl<'a, L: ListRegisters> Scheduler<'a, L> {
+    pub(super) fn new(
+        interface: &'a mut VcpuInterface,
+        spis: &'a mut [Bank; WORDS - 1],
+        groups: Groups,
+        lrs: &'a mut L,
+    ) -> Self {
+        let VcpuInterface { private, lists, .. } = interface;
+        Self {
+            private,
+            lists,
+            spis,
+            groups,
+            lrs,
+            moved: Words::NONE,
+        }
+    }
+
+    /// Brings the list registers up to date.
+    pub(super) fn flush(&mut self) {
+        // EOIcount must be spent before the set it speaks of changes.
+        if self.lists.maintenance.unlisted_active {
+            self.sync();
+        } else {
+            self.reap_empty();
+        }
+        self.lists.dirty = false;
+        self.attend();
+        let waiting = self.place();
+        if self.lists.unlisted_active.any() {
+            self.relist();
+        }
+        let wanted = Maintenance {
+            no_pending: waiting,
+            unlisted_active: self.lists.unlisted_active.any(),
+        };
+        if wanted != self.lists.maintenance {
+            self.lists.maintenance = wanted;
+            self.lrs.set_maintenance(wanted);
+        }
+    }
+
+    /// Takes note of everything the guest did to its list registers.
+    pub(super) fn sync(&mut self) {
+        for n in Bits(self.lists.used) {
+            let n = n as usize;
+            let now = self.lrs.read(n);
+            if now.is_invalid() {
+                self.reap(n);
+            } else {
+                self.observe(n, now.state());
+            }
+        }
+        // The guest may write EOIs at will: they count only if something was out, and only so many.
+        let count = self.lrs.take_eoi_count();
+        for _ in 0..if self.lists.maintenance.unlisted_active {
+            count
+        } else {
+            0
+        } {
+            match self.most_urgent_unlisted_active() {
+                Some(intid) => self.retire(intid),
+                None => break,
+            }
+        }
+    }
+
+    /// Empties the list registers and gives physical PPIs back; what they held stays known.
+    pub(super) fn unload(&mut self) {
+        self.sync();
+        for n in Bits(self.lists.used) {
+            self.evict(n as usize);
+            self.lrs.write(n as usize, ListRegister::EMPTY);
+        }
+        for bit in Bits(self.private.hw) {
+            self.lrs.deactivate_physical(self.private.physical_of(bit));
+        }
+        self.private.latch |= self.private.hw_pending;
+        self.private.hw = 0;
+        self.private.hw_pending = 0;
+        self.lists.note_all();
+        if self.lists.maintenance != Maintenance::default() {
+            self.lists.maintenance = Maintenance::default();
+            self.lrs.set_maintenance(Maintenance::default());
+        }
+    }
+
+    /// Looks at one interrupt's list register, if it has one.
+    pub(super) fn sync_one(&mut self, intid: IntId) {
+        let bank = bank!(self, intid.word());
+        if self.lists.listed.get(intid.word()) & intid.mask() == 0 {
+            return;
+        }
+        let n = bank.slot_of(intid.bit());
+        let now = self.lrs.read(n);
+        if now.is_invalid() {
+            self.reap(n);
+        } else {
+            self.observe(n, now.state());
+        }
+    }
+
+    #[inline]
+    fn reap_empty(&mut self) {
+        if self.lists.used == 0 {
+            return;
+        }
+        let empty = self.lrs.empty();
+        for n in Bits(self.lists.used & (empty | self.lists.eoi)) {
+            let n = n as usize;
+            // ELRSR leaves out those that asserted EOI maintenance.
+            if empty & (1 << n) != 0 || self.lrs.read(n).is_invalid() {
+                self.reap(n);
+            }
+        }
+    }
+
+    fn observe(&mut self, n: usize, now: State) {
+        let (intid, written) = self.lists.written(n);
+        let bank = bank!(self, intid.word());
+        if bank.observe(intid.bit(), written, now) {
+            self.lrs.deactivate_physical(bank.physical_of(intid.bit()));
+        }
+    }
+
+    /// Gives back a list register whose interrupt the guest has deactivated.
+    fn reap(&mut self, n: usize) {
+        self.observe(n, State::Invalid);
+        let (intid, written) = self.lists.written(n);
+        let (word, mask) = (intid.word(), intid.mask());
+        let bank = bank!(self, word);
+        bank.listed &= !mask;
+        bank.deactivate &= !mask;
+        if bank.activate & mask != 0 {
+            bank.activate &= !mask;
+            bank.force_active(intid.bit());
+            self.lists.unlisted_active.set(word, mask);
+        }
+        self.lists.vacate(n, intid);
+        self.note_unlisted(intid);
+        if written.has_eoi_maintenance() {
+            self.lrs.write(n, ListRegister::EMPTY);
+        }
+    }
+
+    /// An interrupt that left the list registers may be a candidate at once, here or elsewhere.
+    fn note_unlisted(&mut self, intid: IntId) {
+        if self.lists.routed.get(intid.word()) & intid.mask() != 0 {
+            self.lists.words |= 1 << intid.word();
+        } else {
+            self.moved.set(intid.word(), intid.mask());
+        }
+    }
+
+    /// Does what was asked for while an interrupt was listed.
+    fn attend(&mut self) {
+        for word in Bits(self.lists.words & WORDS_MASK) {
+            let word = word as usize;
+            let attention = self.lists.attention.get(word);
+            if attention == 0 {
+                continue;
+            }
+            self.lists.attention.clear(word, u32::MAX);
+            for bit in Bits(attention) {
+                self.reconcile(IntId::at(word, bit));
+            }
+        }
+    }
+
+    fn reconcile(&mut self, intid: IntId) {
+        let (word, bit, mask) = (intid.word(), intid.bit(), intid.mask());
+        let bank = bank!(self, word);
+        if self.lists.listed.get(word) & mask == 0 {
+            // Unlisted and made inactive by the guest: the physical interrupt must follow.
+            if (bank.listed | bank.active) & mask == 0 && bank.release(bit) {
+                self.lrs.deactivate_physical(bank.physical_of(bit));
+            }
+            return;
+        }
+        let n = bank.slot_of(bit);
+        let now = self.lrs.read(n);
+        if now.is_invalid() {
+            self.reap(n);
+            return;
+        }
+        self.observe(n, now.state());
+
+        let bank = bank!(self, word);
+        if bank.activate & mask != 0 && bank.active & mask == 0 {
+            bank.force_active(bit);
+        }
+        if bank.deactivate & mask != 0 {
+            bank.active &= !mask;
+            bank.forced &= !mask;
+            if bank.release(bit) {
+                self.lrs.deactivate_physical(bank.physical_of(bit));
+            }
+        }
+        bank.activate &= !mask;
+        bank.deactivate &= !mask;
+
+        let deliverable = bank.deliverable(self.groups) & self.lists.routed.get(word) & mask != 0;
+        let active = bank.active & mask != 0;
+        // The group of an active interrupt is that in which it was acknowledged.
+        let group1 = if now.is_active() {
+            now.is_group1()
+        } else {
+            bank.group1 & mask != 0
+        };
+        match bank.compose(intid, deliverable, active, group1) {
+            Some(lr) => {
+                if lr != now {
+                    self.lrs.write(n, lr);
+                }
+                self.lists.occupy(n, intid, lr);
+            }
+            None => {
+                self.lrs.write(n, ListRegister::EMPTY);
+                self.evict(n);
+            }
+        }
+    }
+
+    /// Takes an interrupt out of a list register whose state is known. The caller overwrites it.
+    fn evict(&mut self, n: usize) {
+        let (intid, _) = self.lists.written(n);
+        let (word, mask) = (intid.word(), intid.mask());
+        let bank = bank!(self, word);
+        bank.listed &= !mask;
+        bank.latch |= bank.lr_latch & mask;
+        bank.lr_latch &= !mask;
+        if bank.active & mask != 0 {
+            self.lists.unlisted_active.set(word, mask);
+        }
+        self.lists.vacate(n, intid);
+        self.note_unlisted(intid);
+    }
+
+    /// Ends the active state of an interrupt that is in no list register.
+    fn retire(&mut self, intid: IntId) {
+        let (word, bit, mask) = (intid.word(), intid.bit(), intid.mask());
+        let bank = bank!(self, word);
+        bank.active &= !mask;
+        bank.forced &= !mask;
+        if bank.release(bit) {
+            self.lrs.deactivate_physical(bank.physical_of(bit));
+        }
+        self.lists.unlisted_active.clear(word, mask);
+        self.note_unlisted(intid);
+    }
+
+    /// Puts candidates into list registers; answers whether some had to stay outside.
+    fn place(&mut self) -> bool {
+        let mut synced = self.lists.maintenance.unlisted_active;
+        while let Some((intid, priority)) = self.most_urgent_candidate() {
+            let n = match self.free() {
+                Some(n) => n,
+                None => {
+                    if !synced {
+                        synced = true;
+                        self.sync();
+                        continue;
+                    }
+                    match self.victim(priority) {
+                        Some(n) => {
+                            self.evict(n);
+                            n
+                        }
+                        None => return true,
+                    }
+                }
+            };
+            if !self.load(n, intid) {
+                return true;
+            }
+        }
+        false
+    }
+
+    /// Brings active interrupts back into free list registers, the next to be deactivated first.
+    fn relist(&mut self) {
+        while let Some(n) = self.free() {
+            match self.most_urgent_unlisted_active() {
+                Some(intid) => {
+                    self.lists.unlisted_active.clear(intid.word(), intid.mask());
+                    if !self.load(n, intid) {
+                        return;
+                    }
+                }
+                None => return,
+            }
+        }
+    }
+
+    #[inline]
+    fn free(&self) -> Option<usize> {
+        let n = (!self.lists.used).trailing_zeros() as usize;
+        if n < self.lrs.count() { Some(n) } else { None }
+    }
+
+    /// Writes an unlisted interrupt into list register `n`. False if there was nothing to write,
+    /// which the callers' choice of interrupt excludes.
+    fn load(&mut self, n: usize, intid: IntId) -> bool {
+        let (word, bit, mask) = (intid.word(), intid.bit(), intid.mask());
+        let bank = bank!(self, word);
+        let deliverable = bank.deliverable(self.groups) & self.lists.routed.get(word) & mask != 0;
+        let active = bank.active & mask != 0;
+        let group1 = bank.group1 & mask != 0;
+        let Some(lr) = bank.compose(intid, deliverable, active, group1) else {
+            return false;
+        };
+        bank.listed |= mask;
+        bank.set_slot(bit, n);
+        self.lrs.write(n, lr);
+        self.lists.occupy(n, intid, lr);
+        true
+    }
+
+    /// The candidate with the lowest priority value; of equals the lowest INTID.
+    #[inline]
+    fn most_urgent_candidate(&mut self) -> Option<(IntId, u8)> {
+        let mut best: Option<(IntId, u8)> = None;
+        for word in Bits(self.lists.words & WORDS_MASK) {
+            let word = word as usize;
+            let bank = bank!(self, word);
+            let candidates = bank.candidates(self.groups) & self.lists.routed.get(word);
+            if candidates == 0 {
+                self.lists.words &= !(1 << word);
+            }
+            for bit in Bits(candidates) {
+                let priority = bank.priority_of(bit);
+                if best.is_none_or(|(_, least)| priority < least) {
+                    best = Some((IntId::at(word, bit), priority));
+                }
+            }
+        }
+        best
+    }
+
+    /// The list register that an interrupt of `priority` may take over (rule 3).
+    fn victim(&mut self, priority: u8) -> Option<usize> {
+        let mut pending: Option<(u8, u32, usize)> = None;
+        let mut active: Option<(u16, usize)> = None;
+        for n in Bits(self.lists.used) {
+            let n = n as usize;
+            let lr = self.lrs.read(n);
+            if lr.state() == State::Pending {
+                pending = pending.max(Some((lr.priority(), lr.vintid(), n)));
+            } else {
+                let (intid, _) = self.lists.written(n);
+                let rank = bank!(self, intid.word()).running_rank(intid.bit());
+                active = active.max(Some((rank, n)));
+            }
+        }
+        match pending {
+            Some((least, _, n)) => (least > priority).then_some(n),
+            None => active.map(|(_, n)| n),
+        }
+    }
+
+    /// The interrupt outside the list registers that the guest will deactivate first.
+    fn most_urgent_unlisted_active(&mut self) -> Option<IntId> {
+        let mut best: Option<(IntId, u16)> = None;
+        for intid in self.lists.unlisted_active.iter() {
+            let rank = bank!(self, intid.word()).running_rank(intid.bit());
+            if best.is_none_or(|(_, least)| rank < least) {
+                best = Some((intid, rank));
+            }
+        }
+        best.map(|(intid, _)| intid)
+    }
+}
+
+const WORDS_MASK: u32 = (1 << WORDS) - 1;
+
+/// The bank of `word`: the vCPU's own for word 0.
+#[inline]
+pub(super) fn select<'b>(
+    private: &'b mut Bank,
+    spis: &'b mut [Bank; WORDS - 1],
+    word: usize,
+) -> &'b mut Bank {
+    match spis.get_mut(word.wrapping_sub(1)) {
+        Some(bank) => bank,
+        None => private,
+    }
+}
