@@ -23,7 +23,12 @@ fn main() {
 }
 
 /// Passes the linker script of the EL2 image and of the bare-metal tests.
-fn link_image() {}
+fn link_image() {
+    println!("cargo:rerun-if-changed=linker.ld");
+    let script = root().join("linker.ld");
+    println!("cargo:rustc-link-arg=-T{}", script.display());
+    println!("cargo:rustc-link-arg=-zmax-page-size=4096");
+}
 
 /// Passes what the EL1 programs are linked with: this is the nested build of [`build_guest`], or a
 /// developer's `cargo build --features guest`.

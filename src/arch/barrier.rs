@@ -1,0 +1,45 @@
+//! Barriers, each named for what it orders.
+
+use core::arch::asm;
+
+/// Table entries written before are seen by the walker of every core after.
+#[inline(always)]
+pub fn tables_written() {
+    // SAFETY: a barrier touches no memory and no register.
+    unsafe { asm!("dsb ishst", "isb", options(nostack, preserves_flags)) }
+}
+
+/// Memory writes before are seen by any observer, devices included, before a later register write.
+#[inline(always)]
+pub fn before_doorbell() {
+    // SAFETY: as above.
+    unsafe { asm!("dmb oshst", options(nostack, preserves_flags)) }
+}
+
+/// A register read before is complete before later memory reads.
+#[inline(always)]
+pub fn after_register_read() {
+    // SAFETY: as above.
+    unsafe { asm!("dmb oshld", options(nostack, preserves_flags)) }
+}
+
+/// System-register writes before are in effect after.
+#[inline(always)]
+pub fn isb() {
+    // SAFETY: as above.
+    unsafe { asm!("isb", options(nostack, preserves_flags)) }
+}
+
+/// All maintenance and accesses before are complete.
+#[inline(always)]
+pub fn complete() {
+    // SAFETY: as above.
+    unsafe { asm!("dsb sy", "isb", options(nostack, preserves_flags)) }
+}
+
+/// Lets another hardware thread, or under QEMU another core, go first: for loops that wait.
+#[inline(always)]
+pub fn relax() {
+    // SAFETY: a hint.
+    unsafe { asm!("yield", options(nomem, nostack, preserves_flags)) }
+}

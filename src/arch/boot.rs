@@ -1,0 +1,90 @@
+//! From the Image header to Rust.
+//!
+//! The assembly in `boot/` takes every constant from here. It ends in [`rust_entry`], under the MMU,
+//! which calls the program's entry: see [`crate::entry`].
+
+use core::arch::global_asm;
+
+use super::layout::{self, descriptor};
+use super::{exception, fault};
+use crate::cpu::GuestRegisters;
+use crate::memory::Pa;
+
+// The vectors store pairs: x0 first, pc right after x30.
+const _: () = assert!(GuestRegisters::X_OFFSET == 0 && GuestRegisters::PC_OFFSET == 248);
+
+/// HCR_EL2 while EL2 gets ready: EL1 is AArch64, no stage 2, E2H and TGE clear.
+const HCR_BOOT: u64 = 1 << 31;
+
+global_asm!(include_str!("../../boot/header.S"));
+global_asm!(
+    include_str!("../../boot/entry.S"),
+    early_uart = const layout::DEFAULT_UART,
+    hcr_boot = const HCR_BOOT,
+    sctlr_off = const layout::SCTLR_OFF,
+    sctlr_on = const layout::SCTLR_ON,
+    mair = const layout::MAIR,
+    tcr = const layout::TCR,
+    image_l0_index = const (layout::IMAGE_BASE >> 39) & 511,
+    attr_text = const descriptor::TEXT | descriptor::TABLE_OR_PAGE,
+    attr_rodata = const descriptor::RODATA | descriptor::TABLE_OR_PAGE,
+    attr_data = const descriptor::DATA | descriptor::TABLE_OR_PAGE,
+    attr_identity = const descriptor::TEXT | descriptor::BLOCK,
+    rust_entry = sym rust_entry,
+);
+global_asm!(
+    include_str!("../../boot/vectors.S"),
+    pstate = const GuestRegisters::PSTATE_OFFSET,
+    dump_size = const size_of::<fault::Dump>(),
+    dump_sp = const core::mem::offset_of!(fault::Dump, sp),
+    on_sync = sym exception::on_sync,
+    on_irq = sym exception::on_irq,
+    on_serror = sym exception::on_serror,
+    on_fatal = sym fault::on_fatal,
+);
+
+unsafe extern "C" {
+    static __end: u8;
+}
+
+/// What the boot code hands on.
+#[derive(Clone, Copy, Debug)]
+pub struct BootInfo {
+    /// x0 at entry: where the board's device tree should be.
+    pub fdt: Pa,
+    /// Where the image lies.
+    pub image: Pa,
+}
+
+impl BootInfo {
+    /// Bytes of memory the image takes from [`Self::image`] on, .bss and stacks included.
+    pub fn image_size() -> u64 {
+        (&raw const __end).addr() as u64 - layout::IMAGE_BASE as u64
+    }
+
+}
+
+/// The first Rust that runs.
+extern "C" fn rust_entry(fdt: u64, image: u64) -> ! {
+    unsafe extern "Rust" {
+        fn sparkler_main(boot: BootInfo) -> !;
+    }
+    let boot = BootInfo { fdt: Pa::new(fdt), image: Pa::new(image) };
+    // SAFETY: the image is mapped at `boot.image`, on this one core, and nothing has been mapped yet.
+    unsafe { super::mmu::init(boot.image) };
+    // SAFETY: `sparkler_main` is defined with this signature by the `entry!` macro, once per program.
+    unsafe { sparkler_main(boot) }
+}
+
+/// Names the function that runs after the boot code: `fn(BootInfo) -> !`.
+#[macro_export]
+macro_rules! entry {
+    ($main:path) => {
+        // SAFETY: the symbol is the one the boot code calls, and `entry!` is used once in a program.
+        #[unsafe(no_mangle)]
+        fn sparkler_main(boot: $crate::arch::boot::BootInfo) -> ! {
+            let main: fn($crate::arch::boot::BootInfo) -> ! = $main;
+            main(boot)
+        }
+    };
+}

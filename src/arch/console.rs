@@ -1,0 +1,93 @@
+//! The board's console: the log's way out, and a guest's.
+
+use core::fmt::{self, Write};
+
+use spin::Mutex;
+
+use super::mmio::Mmio;
+use crate::backend::serial::Serial;
+use crate::drivers::pl011::Pl011;
+
+/// The UART; `None` until the boot code's successor has found one.
+static UART: Mutex<Option<Pl011<Mmio>>> = Mutex::new(None);
+
+/// The console becomes `uart`.
+pub fn set(uart: Pl011<Mmio>) {
+    *UART.lock() = Some(uart);
+}
+
+/// Runs `f` on the UART, if there is one.
+pub fn with<T>(f: impl FnOnce(&mut Pl011<Mmio>) -> T) -> Option<T> {
+    UART.lock().as_mut().map(f)
+}
+
+fn write(uart: &mut Pl011<Mmio>, text: &str) {
+    for byte in text.bytes() {
+        if byte == b'\n' {
+            uart.write_byte(b'\r');
+        }
+        uart.write_byte(byte);
+    }
+}
+
+/// Writes whole: a line is not torn by another core's.
+pub struct Console;
+
+impl Write for Console {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        with(|uart| write(uart, text));
+        Ok(())
+    }
+}
+
+/// Writes whoever holds the console: for a core that will not return to let go of it.
+pub(super) struct Unlocked;
+
+impl Write for Unlocked {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        if UART.is_locked() {
+            // SAFETY: the holder, if it is this core, never runs again; another core's line may be
+            // torn, which a dying EL2 accepts. The lock protects nothing but the order of bytes.
+            unsafe { UART.force_unlock() };
+        }
+        Console.write_str(text)
+    }
+}
+
+struct Logger;
+
+impl log::Log for Logger {
+    fn enabled(&self, _: &log::Metadata<'_>) -> bool {
+        true
+    }
+
+    fn log(&self, record: &log::Record<'_>) {
+        with(|uart| {
+            let mut line = Line(uart);
+            let _ = match record.level() {
+                log::Level::Info => writeln!(line, "[sparkler] {}", record.args()),
+                log::Level::Error => writeln!(line, "[sparkler] error: {}", record.args()),
+                log::Level::Warn => writeln!(line, "[sparkler] warning: {}", record.args()),
+                level => writeln!(line, "[sparkler] {level}: {}", record.args()),
+            };
+        });
+    }
+
+    fn flush(&self) {}
+}
+
+struct Line<'a>(&'a mut Pl011<Mmio>);
+
+impl Write for Line<'_> {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        write(self.0, text);
+        Ok(())
+    }
+}
+
+/// The log goes to the console from now on, from `level` up.
+pub fn init_log(level: log::LevelFilter) {
+    static LOGGER: Logger = Logger;
+    let _ = log::set_logger(&LOGGER);
+    log::set_max_level(level);
+}

@@ -1,0 +1,159 @@
+//! This core, as the portable exit handling sees it.
+
+use core::arch::asm;
+use core::time::Duration;
+
+use aarch64_cpu::registers::{
+    ELR_EL1, ESR_EL1, ESR_EL2, FAR_EL1, FAR_EL2, PAR_EL1, Readable, SCTLR_EL1, SP_EL0, SP_EL1,
+    SPSR_EL1, VBAR_EL1, Writeable,
+};
+
+use super::list_registers::GicV3ListRegisters;
+use super::registers::{HPFAR_EL2, ID_AA64MMFR1_EL1, ID_AA64PFR1_EL1};
+use super::{barrier, console, id_registers, timer};
+use crate::backend::clock::{Clock, Ticks};
+use crate::backend::serial::Serial;
+use crate::cpu::abort::{Injection, PstateFeatures};
+use crate::cpu::sysreg::{IdRegisters, SystemRegister};
+use crate::memory::Ipa;
+use crate::vm::host::{GuestVectors, Host};
+
+/// How often requests in flight are looked after when no interrupt of a device asks for it. It
+/// bounds how late a time-out is noticed; completions come with an interrupt.
+const TICK: Duration = Duration::from_millis(100);
+
+/// One core at EL2.
+#[derive(Debug)]
+pub struct Core {
+    lrs: GicV3ListRegisters,
+    tick: Ticks,
+    features: PstateFeatures,
+    /// EL2's timer is set.
+    ticking: bool,
+    /// The guest's console has taken input, and the board's may have more for it.
+    pub(super) input_wanted: bool,
+}
+
+impl Core {
+    /// This core, its list registers empty.
+    pub fn new() -> Self {
+        let (pfr1, mmfr1) = (ID_AA64PFR1_EL1::get(), ID_AA64MMFR1_EL1::get());
+        Self {
+            lrs: GicV3ListRegisters::new(),
+            tick: timer::Counter.frequency().ticks(TICK),
+            features: PstateFeatures::from_id_registers(pfr1, mmfr1),
+            ticking: false,
+            input_wanted: false,
+        }
+    }
+
+    /// EL2's timer has fired.
+    pub(super) fn tick_is_over(&mut self) {
+        self.ticking = false;
+        timer::never_wake();
+    }
+}
+
+impl Default for Core {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl IdRegisters for Core {
+    fn read(&self, register: SystemRegister) -> u64 {
+        let [.., crm, op2] = register.encoding();
+        id_registers::read(crm, op2).unwrap_or(0)
+    }
+}
+
+impl Host for Core {
+    type ListRegisters = GicV3ListRegisters;
+
+    #[inline(always)]
+    fn list_registers(&mut self) -> &mut GicV3ListRegisters {
+        &mut self.lrs
+    }
+
+    #[inline(always)]
+    fn now(&self) -> Ticks {
+        timer::Counter.now()
+    }
+
+    #[inline(always)]
+    fn syndrome(&self) -> u64 {
+        ESR_EL2.get()
+    }
+
+    #[inline(always)]
+    fn fault_address(&self) -> u64 {
+        FAR_EL2.get()
+    }
+
+    #[inline(always)]
+    fn fault_page(&self) -> u64 {
+        HPFAR_EL2::get()
+    }
+
+    fn instruction_address(&self, pc: u64, el0: bool) -> Option<Ipa> {
+        // PAR_EL1 is the guest's; it may be between its own AT and the read of the result.
+        let saved = PAR_EL1.get();
+        // SAFETY: AT changes PAR_EL1 and nothing else.
+        unsafe {
+            if el0 {
+                asm!("at s1e0r, {}", in(reg) pc, options(nostack, preserves_flags));
+            } else {
+                asm!("at s1e1r, {}", in(reg) pc, options(nostack, preserves_flags));
+            }
+        }
+        barrier::isb();
+        let par = PAR_EL1.get();
+        // SAFETY: gives the guest its PAR_EL1 back.
+        unsafe { asm!("msr par_el1, {}", in(reg) saved, options(nostack, preserves_flags)) };
+        (par & 1 == 0).then(|| Ipa::new(par & 0x000f_ffff_ffff_f000 | pc & 0xfff))
+    }
+
+    fn stack_pointer(&self, el1: bool) -> u64 {
+        if el1 { SP_EL1.get() } else { SP_EL0.get() }
+    }
+
+    fn set_stack_pointer(&mut self, el1: bool, value: u64) {
+        if el1 {
+            SP_EL1.set(value);
+        } else {
+            SP_EL0.set(value);
+        }
+    }
+
+    fn guest_vectors(&self) -> GuestVectors {
+        GuestVectors {
+            vector_base: VBAR_EL1.get(),
+            sctlr: SCTLR_EL1.get(),
+            features: self.features,
+        }
+    }
+
+    fn set_exception(&mut self, injection: &Injection) {
+        ESR_EL1.set(injection.esr);
+        ELR_EL1.set(injection.elr);
+        SPSR_EL1.set(injection.spsr.bits());
+        if let Some(far) = injection.far {
+            FAR_EL1.set(far);
+        }
+    }
+
+    fn transmit(&mut self, byte: u8) {
+        console::with(|uart| uart.write_byte(byte));
+    }
+
+    fn input_wanted(&mut self) {
+        self.input_wanted = true;
+    }
+
+    fn keep_polling(&mut self) {
+        if !self.ticking {
+            self.ticking = true;
+            timer::wake_at(self.now().after(self.tick));
+        }
+    }
+}

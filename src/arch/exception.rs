@@ -1,0 +1,30 @@
+//! Where a guest's exits enter Rust, and leave it.
+
+use super::guest::Seat;
+use super::interrupts;
+use crate::vm::exit;
+
+/// A synchronous exception of the guest.
+pub(super) extern "C" fn on_sync(seat: &'static mut Seat) -> &'static mut Seat {
+    let next = exit::synchronous(&mut seat.vcpu, &mut seat.core);
+    if next != exit::Next::Resume {
+        return seat.leave(next);
+    }
+    if seat.core.input_wanted {
+        interrupts::feed_console(seat);
+    }
+    seat
+}
+
+/// A physical interrupt while the guest ran.
+pub(super) extern "C" fn on_irq(seat: &'static mut Seat) -> &'static mut Seat {
+    seat.vcpu.exits.interrupts += 1;
+    interrupts::serve(seat);
+    seat
+}
+
+/// An SError while the guest ran: hardware reports an error that belongs to no instruction. It may
+/// be anyone's, so the guest is not trusted to go on.
+pub(super) extern "C" fn on_serror(seat: &'static mut Seat) -> &'static mut Seat {
+    seat.leave(exit::Next::Stop("SError"))
+}

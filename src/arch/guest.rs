@@ -1,0 +1,156 @@
+//! A guest on this core: started, run, ended.
+
+use core::arch::asm;
+
+use super::core::Core;
+use super::gic::{PhysicalGic, reset_virtual_interface};
+use super::interrupts::{
+    Doorbell, MAX_DOORBELLS, PHYSICAL_TIMER_INTID, VIRTUAL_TIMER_INTID,
+};
+use super::{barrier, cache, el1, firmware, stage2, timer};
+use crate::backend::clock::Clock;
+use crate::cpu::{GuestRegisters, Pstate, Register};
+use crate::vm::exit::Next;
+use crate::vm::loader::{self, LoadError, Modules};
+use crate::vm::{Host, Vcpu};
+
+/// MPIDR_EL1 of vCPU 0: bit 31 is RES1, affinity 0.0.0.0.
+const MPIDR: u64 = 1 << 31;
+
+/// What a guest is started from, each time anew.
+pub struct Plan {
+    /// Kernel, ramdisk, command line.
+    pub modules: Modules<'static>,
+    /// Where the device tree is made.
+    pub scratch: &'static mut [u8],
+    /// Its stage 2.
+    pub stage2: stage2::Registers,
+    /// The board's interrupt controller.
+    pub gic: PhysicalGic,
+}
+
+/// A vCPU and the core it has to itself. The vectors know it by the address of its first field.
+#[repr(C)]
+pub struct Seat {
+    /// The vCPU; its registers come first.
+    pub vcpu: Vcpu<'static>,
+    /// The core.
+    pub core: Core,
+    /// Interrupts that say: poll.
+    pub doorbells: heapless::Vec<Doorbell, MAX_DOORBELLS>,
+    /// What it is started from.
+    pub plan: Plan,
+}
+
+const _: () = assert!(
+    core::mem::offset_of!(Seat, vcpu) == 0 && core::mem::offset_of!(Vcpu<'static>, registers) == 0
+);
+
+impl Seat {
+    /// Starts the guest, and never comes back: from here on this core runs it, or its exits.
+    ///
+    /// # Errors
+    /// If it cannot be loaded.
+    pub fn start(&'static mut self) -> Result<core::convert::Infallible, LoadError> {
+        el1::set_traps();
+        self.load()?;
+        unsafe extern "C" {
+            fn enter_guest(registers: *mut GuestRegisters) -> !;
+        }
+        let registers = (&raw mut *self).cast::<GuestRegisters>();
+        // SAFETY: the vectors find the seat by this address for ever: it is 'static, and given up
+        // here. Its first field is the registers (asserted above). Nothing on this stack is needed
+        // again.
+        unsafe {
+            asm!("msr tpidr_el2, {}", in(reg) registers, options(nostack, preserves_flags));
+            enter_guest(registers)
+        }
+    }
+
+    /// Zeroes the guest's RAM, loads it, and puts the vCPU into its reset state.
+    fn load(&mut self) -> Result<(), LoadError> {
+        let vm = self.vcpu.vm;
+        for (_, memory) in vm.memory.regions() {
+            cache::scrub(*memory);
+        }
+        let plan = &mut self.plan;
+        let bootargs = plan.modules.bootargs;
+        let placement = loader::load(
+            &plan.modules,
+            &vm.memory,
+            plan.scratch,
+            |placement, scratch| vm.describe(placement, bootargs, scratch),
+            cache::clean_invalidate,
+        )?;
+        cache::instructions_written();
+        plan.stage2.install();
+        for intid in [VIRTUAL_TIMER_INTID, PHYSICAL_TIMER_INTID] {
+            plan.gic.clear_active(intid);
+        }
+        reset_virtual_interface();
+        el1::reset(MPIDR);
+        self.vcpu.registers = GuestRegisters::new();
+        self.vcpu.registers.set(Register::from_bits(0), placement.fdt.raw());
+        self.vcpu.registers.pc = placement.kernel.raw();
+        self.vcpu.registers.pstate = Pstate::new(Pstate::EL1H | Pstate::DAIF);
+        Ok(())
+    }
+
+    /// The guest does not simply go on.
+    #[cold]
+    pub(super) fn leave(&'static mut self, next: Next) -> &'static mut Self {
+        match next {
+            Next::Resume => self,
+            Next::Reset => self.restart(),
+            Next::PowerOff => {
+                log::info!(
+                    "{}: off at tick {}; exits: {}",
+                    self.vcpu.vm.name,
+                    timer::Counter.now().0,
+                    self.vcpu.exits
+                );
+                self.quiesce();
+                firmware::power_off();
+                firmware::park()
+            }
+            Next::Stop(reason) => {
+                log::error!("{}: stopped: {reason}", self.vcpu.vm.name);
+                self.dump();
+                self.quiesce();
+                firmware::power_off();
+                firmware::park()
+            }
+        }
+    }
+
+    /// Waits, at most for the disks' time-out, until no device touches the guest's memory.
+    fn quiesce(&mut self) {
+        let (vm, index) = (self.vcpu.vm, self.vcpu.index);
+        while !vm.reset(index, &mut self.core) {
+            vm.poll(index, &mut self.core);
+            barrier::relax();
+        }
+    }
+
+    fn restart(&'static mut self) -> &'static mut Self {
+        log::info!("{}: reset", self.vcpu.vm.name);
+        self.quiesce();
+        if let Err(error) = self.load() {
+            log::error!("{}: cannot be started again: {error}", self.vcpu.vm.name);
+            firmware::power_off();
+            firmware::park()
+        }
+        self
+    }
+
+    /// The guest's registers, on the log.
+    fn dump(&self) {
+        let registers = &self.vcpu.registers;
+        let state = registers.pstate.bits();
+        log::error!("  pc {:#018x}  pstate {state:#x}  esr {:#x}", registers.pc, self.core.syndrome());
+        for n in (0..31).step_by(4) {
+            let x = |k: u32| registers.get(Register::from_bits(n + k));
+            log::error!("  x{n:<2} {:#018x} {:#018x} {:#018x} {:#018x}", x(0), x(1), x(2), x(3));
+        }
+    }
+}

@@ -1,0 +1,107 @@
+//! Physical interrupts. EL2 drives its devices by polling; an interrupt only says when to look.
+
+use super::guest::Seat;
+use super::mmio::Mmio;
+use super::{console, gic, timer};
+use crate::backend::serial::Serial;
+use crate::gic::{IntId, VcpuSet};
+use crate::vm::Host;
+
+/// Interrupts served in one go: a bound on what a screaming line costs the guest per exit.
+const BATCH: usize = 8;
+/// Bytes of console input taken in one go.
+const INPUT_BATCH: usize = 64;
+/// Doorbells a board can have.
+pub const MAX_DOORBELLS: usize = 16;
+
+/// PPI of the virtual timer (Arm BSA).
+pub const VIRTUAL_TIMER_INTID: u32 = 27;
+/// PPI of the EL1 physical timer (Arm BSA).
+pub const PHYSICAL_TIMER_INTID: u32 = 30;
+
+/// A physical interrupt that says: poll.
+#[derive(Clone, Copy, Debug)]
+pub struct Doorbell {
+    /// Its INTID.
+    pub intid: u32,
+    /// Whether the line is edge-triggered.
+    pub edge: bool,
+    /// Whose it is.
+    pub source: Source,
+}
+
+/// What rings a doorbell.
+#[derive(Clone, Copy, Debug)]
+pub enum Source {
+    /// The console has input.
+    Console,
+    /// A virtio-mmio device has finished something.
+    VirtioMmio(Mmio),
+}
+
+/// InterruptACK (virtio 1.3, 4.2.2).
+const INTERRUPT_ACK: usize = 0x64;
+
+/// Serves what is pending.
+pub(super) fn serve(seat: &mut Seat) {
+    let (vm, index) = (seat.vcpu.vm, seat.vcpu.index);
+    for _ in 0..BATCH {
+        let Some(intid) = gic::acknowledge() else { break };
+        gic::drop_priority(intid);
+        match intid {
+            VIRTUAL_TIMER_INTID | PHYSICAL_TIMER_INTID => {
+                // Stays active: the guest's own deactivation ends it (list register with HW = 1).
+                if let Some(ppi) = IntId::new(intid) {
+                    vm.interrupt(index, &mut seat.core, |vgic, lrs| {
+                        vgic.inject_hw(index, ppi, intid as u16, lrs)
+                    });
+                }
+            }
+            gic::MAINTENANCE_INTID => {
+                vm.interrupt(index, &mut seat.core, |vgic, _| {
+                    vgic.on_maintenance(index);
+                    VcpuSet::EMPTY
+                });
+                gic::deactivate(intid);
+            }
+            timer::TIMER_INTID => {
+                seat.core.tick_is_over();
+                gic::deactivate(intid);
+                if vm.has_work_in_flight() {
+                    seat.core.keep_polling();
+                }
+            }
+            _ => {
+                let doorbell = seat.doorbells.iter().find(|doorbell| doorbell.intid == intid);
+                match doorbell.map(|doorbell| doorbell.source) {
+                    Some(Source::VirtioMmio(registers)) => {
+                        registers.write32_relaxed(INTERRUPT_ACK, 0b11);
+                    }
+                    Some(Source::Console) => feed_console(seat),
+                    None => {}
+                }
+                gic::deactivate(intid);
+            }
+        }
+    }
+    if vm.has_work_in_flight() {
+        vm.poll(index, &mut seat.core);
+    }
+}
+
+/// Passes the board's console input to the guest, as much as it has room for. With none left, the
+/// board's interrupt is off until the guest has read: input is never lost here, it waits.
+pub(super) fn feed_console(seat: &mut Seat) {
+    seat.core.input_wanted = false;
+    console::with(|uart| uart.acknowledge_interrupt());
+    let (vm, index) = (seat.vcpu.vm, seat.vcpu.index);
+    for _ in 0..INPUT_BATCH {
+        if !vm.uart.lock().wants_input() {
+            console::with(|uart| uart.set_receive_interrupt(false));
+            return;
+        }
+        let Some(byte) = console::with(Serial::read_byte).flatten() else { break };
+        vm.receive(byte, index, &mut seat.core);
+    }
+    console::with(|uart| uart.set_receive_interrupt(true));
+}

@@ -1,0 +1,111 @@
+//! The list registers of this core (IHI 0069, ICH_LR<n>_EL2).
+
+use super::registers::{ICH_EISR_EL2, ICH_ELRSR_EL2, ICH_HCR_EL2, ICH_VTR_EL2};
+use super::gic::deactivate;
+use crate::gic::{ListRegister, ListRegisters, Maintenance};
+
+const HCR_EN: u64 = 1;
+const HCR_LRENPIE: u64 = 1 << 2;
+const HCR_NPIE: u64 = 1 << 3;
+const HCR_TDIR: u64 = 1 << 14;
+const HCR_EOI_COUNT_SHIFT: u32 = 27;
+const VTR_TDS: u64 = 1 << 19;
+
+/// This core's list registers.
+#[derive(Debug)]
+pub struct GicV3ListRegisters {
+    count: usize,
+    /// Traps writes to ICC_DIR_EL1, where the implementation can.
+    trap_dir: u64,
+}
+
+macro_rules! each_list_register {
+    ($n:expr, |$name:ident| $action:expr, $($index:literal = $register:ident,)*) => {
+        match $n {
+            $($index => { use super::registers::$register as $name; $action })*
+            _ => {}
+        }
+    };
+}
+
+macro_rules! list_register {
+    ($n:expr, |$name:ident| $action:expr) => {
+        each_list_register!($n, |$name| $action,
+            0 = ICH_LR0_EL2, 1 = ICH_LR1_EL2, 2 = ICH_LR2_EL2, 3 = ICH_LR3_EL2,
+            4 = ICH_LR4_EL2, 5 = ICH_LR5_EL2, 6 = ICH_LR6_EL2, 7 = ICH_LR7_EL2,
+            8 = ICH_LR8_EL2, 9 = ICH_LR9_EL2, 10 = ICH_LR10_EL2, 11 = ICH_LR11_EL2,
+            12 = ICH_LR12_EL2, 13 = ICH_LR13_EL2, 14 = ICH_LR14_EL2, 15 = ICH_LR15_EL2,
+        )
+    };
+}
+
+impl GicV3ListRegisters {
+    /// This core's, all empty.
+    pub fn new() -> Self {
+        let vtr = ICH_VTR_EL2::get();
+        let mut registers = Self {
+            count: (vtr & 0x1f) as usize + 1,
+            trap_dir: if vtr & VTR_TDS != 0 { HCR_TDIR } else { 0 },
+        };
+        for n in 0..registers.count {
+            registers.write(n, ListRegister::EMPTY);
+        }
+        registers
+    }
+}
+
+impl Default for GicV3ListRegisters {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl ListRegisters for GicV3ListRegisters {
+    #[inline(always)]
+    fn count(&self) -> usize {
+        self.count
+    }
+
+    #[inline]
+    fn read(&self, n: usize) -> ListRegister {
+        let mut bits = 0;
+        list_register!(n, |LR| bits = LR::get());
+        ListRegister::from_bits(bits)
+    }
+
+    #[inline]
+    fn write(&mut self, n: usize, value: ListRegister) {
+        list_register!(n, |LR| LR::set(value.bits()));
+    }
+
+    #[inline(always)]
+    fn empty(&self) -> u32 {
+        (ICH_ELRSR_EL2::get() | ICH_EISR_EL2::get()) as u32
+    }
+
+    #[inline]
+    fn set_maintenance(&mut self, wanted: Maintenance) {
+        let mut hcr = HCR_EN;
+        if wanted.no_pending {
+            hcr |= HCR_NPIE;
+        }
+        if wanted.unlisted_active {
+            hcr |= HCR_LRENPIE | self.trap_dir;
+        }
+        ICH_HCR_EL2::set(hcr);
+    }
+
+    #[inline]
+    fn take_eoi_count(&mut self) -> u32 {
+        let hcr = ICH_HCR_EL2::get();
+        let count = (hcr >> HCR_EOI_COUNT_SHIFT) as u32 & 0x1f;
+        if count != 0 {
+            ICH_HCR_EL2::set(hcr & !(0x1f << HCR_EOI_COUNT_SHIFT));
+        }
+        count
+    }
+
+    fn deactivate_physical(&mut self, pintid: u16) {
+        deactivate(u32::from(pintid));
+    }
+}

@@ -1,0 +1,106 @@
+//! EL2: the boot code leaves the map it promises.
+#![cfg_attr(target_os = "none", no_std, no_main)]
+#![allow(missing_docs, unsafe_code)]
+
+#[cfg(not(target_os = "none"))]
+fn main() {}
+
+#[cfg(target_os = "none")]
+#[macro_use]
+mod el2_support;
+
+#[cfg(target_os = "none")]
+mod on_target {
+    use super::el2_support::{self, check};
+    use aarch64_cpu::registers::{CurrentEL, HCR_EL2, Readable, SCTLR_EL2};
+    use sparkler::arch::fault::{Probe, probe};
+    use sparkler::arch::layout;
+
+    static CONSTANT: u32 = 7;
+    static mut VARIABLE: u32 = 7;
+
+    unsafe extern "C" {
+        static __stack: u8;
+        static __exception_stack: u8;
+        static __text_end: u8;
+        static __rodata_end: u8;
+        static __data_end: u8;
+    }
+
+    /// The kind of fault by ESR_EL2.EC and the fault status without its level.
+    fn fault(kind: Probe, address: usize) -> Option<(u64, u64)> {
+        // SAFETY: no guest runs; the addresses used here are harmless to access.
+        unsafe { probe(kind, address) }.err().map(|esr| (esr >> 26, esr & 0x3c))
+    }
+
+    const DATA_ABORT: u64 = 0x25;
+    const INSTRUCTION_ABORT: u64 = 0x21;
+    const TRANSLATION: u64 = 0x04;
+    const PERMISSION: u64 = 0x0c;
+
+    extern "C" fn harmless() {}
+
+    fn runs_at_el2_with_mmu_and_caches_on() -> Result<(), &'static str> {
+        check(CurrentEL.get() >> 2 == 2, "not at EL2")?;
+        check(SCTLR_EL2.get() & 0x8_1005 == 0x8_1005, "SCTLR_EL2 lacks M, C, I or WXN")?;
+        check(HCR_EL2.get() >> 34 & 1 == 0, "E2H is set")
+    }
+
+    fn text_is_executable_and_not_writable() -> Result<(), &'static str> {
+        let text = harmless as extern "C" fn() as usize;
+        check(fault(Probe::Call, text).is_none(), "text does not execute")?;
+        check(fault(Probe::Write, text) == Some((DATA_ABORT, PERMISSION)), "text is writable")
+    }
+
+    fn constants_are_neither_writable_nor_executable() -> Result<(), &'static str> {
+        let constant = (&raw const CONSTANT).addr();
+        check(fault(Probe::Read, constant).is_none(), "rodata does not read")?;
+        check(fault(Probe::Write, constant) == Some((DATA_ABORT, PERMISSION)), "writable")?;
+        let exec = fault(Probe::Call, constant);
+        check(exec == Some((INSTRUCTION_ABORT, PERMISSION)), "executable")
+    }
+
+    fn data_is_writable_and_not_executable() -> Result<(), &'static str> {
+        let data = (&raw mut VARIABLE).addr();
+        check(fault(Probe::Write, data).is_none(), "data is not writable")?;
+        let exec = fault(Probe::Call, data);
+        check(exec == Some((INSTRUCTION_ABORT, PERMISSION)), "executable")
+    }
+
+    fn the_pages_under_the_stacks_are_not_mapped() -> Result<(), &'static str> {
+        for stack in [(&raw const __stack).addr(), (&raw const __exception_stack).addr()] {
+            check(fault(Probe::Write, stack).is_none(), "the stack's last page is not writable")?;
+            let guard = fault(Probe::Write, stack - 8);
+            check(guard == Some((DATA_ABORT, TRANSLATION)), "the guard page is mapped")?;
+        }
+        Ok(())
+    }
+
+    fn what_is_not_mapped_faults() -> Result<(), &'static str> {
+        for address in [0, 0x4000_0000, layout::LINEAR_BASE, layout::DEVICE_BASE + 0x0900_0000] {
+            let read = fault(Probe::Read, address);
+            check(read == Some((DATA_ABORT, TRANSLATION)), "an address out of nowhere reads")?;
+        }
+        Ok(())
+    }
+
+    fn the_sections_are_in_order() -> Result<(), &'static str> {
+        let ends = [
+            layout::IMAGE_BASE,
+            (&raw const __text_end).addr(),
+            (&raw const __rodata_end).addr(),
+            (&raw const __data_end).addr(),
+        ];
+        check(ends.is_sorted() && ends.iter().all(|end| end % 4096 == 0), "sections overlap")
+    }
+
+    el2_tests!(
+        runs_at_el2_with_mmu_and_caches_on,
+        text_is_executable_and_not_writable,
+        constants_are_neither_writable_nor_executable,
+        data_is_writable_and_not_executable,
+        the_pages_under_the_stacks_are_not_mapped,
+        what_is_not_mapped_faults,
+        the_sections_are_in_order,
+    );
+}
