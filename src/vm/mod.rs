@@ -1,4 +1,20 @@
-//! Virtual machines: configuration, exit dispatch, MMIO bus, loader, lifecycle.
+//! Virtual machines: what one is made of, how its exits are served, how it is loaded.
+//!
+//! Portable: the core that runs a guest is behind [`host::Host`], so all of it is tested on a host.
 
+pub mod bus;
+pub mod describe;
+pub mod exit;
+pub mod host;
+pub mod image;
+pub mod layout;
+pub mod loader;
+pub mod machine;
 pub mod pl011;
 pub mod pl031;
+pub mod stats;
+pub mod trap;
+
+pub use host::Host;
+pub use machine::{Vcpu, Vm};
+pub use stats::ExitCounts;

@@ -1,0 +1,177 @@
+//! The MMIO bus: which device answers at an IPA, and what it does.
+
+use super::host::Host;
+use super::layout;
+use super::machine::Vcpu;
+use crate::cpu::Width;
+use crate::memory::Ipa;
+use crate::virtio::{self, WriteOutcome};
+
+/// What is at an address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Target {
+    /// Virtio slot `slot`.
+    Virtio {
+        /// The slot.
+        slot: usize,
+        /// The register.
+        offset: u16,
+    },
+    /// The distributor.
+    Distributor(u64),
+    /// The redistributors, from the first one's frame on.
+    Redistributor(u64),
+    /// The PL011.
+    Uart(u64),
+    /// The PL031.
+    Rtc(u64),
+}
+
+/// How an access ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// A load got this value, or a store was taken (the value then means nothing).
+    Done(u64),
+    /// The store must be tried again: the instruction is not over.
+    Retry,
+    /// Nothing is there.
+    Nobody,
+}
+
+/// Offset of the virtio register QueueNotify (virtio 1.3, 4.2.2).
+const QUEUE_NOTIFY: u16 = 0x50;
+
+impl Target {
+    /// What is at `ipa` in a machine with `devices` virtio devices and `vcpus` vCPUs.
+    #[inline]
+    pub fn at(ipa: Ipa, devices: usize, vcpus: usize) -> Option<Self> {
+        let raw = ipa.raw();
+        let virtio = raw.wrapping_sub(layout::VIRTIO.raw());
+        if virtio < devices as u64 * layout::VIRTIO_SIZE {
+            let slot = (virtio / layout::VIRTIO_SIZE) as usize;
+            return Some(Self::Virtio { slot, offset: (virtio % layout::VIRTIO_SIZE) as u16 });
+        }
+        let distributor = raw.wrapping_sub(layout::GICD.raw());
+        if distributor < layout::GICD_SIZE {
+            return Some(Self::Distributor(distributor));
+        }
+        let redistributor = raw.wrapping_sub(layout::GICR.raw());
+        if redistributor < vcpus as u64 * layout::GICR_SIZE {
+            return Some(Self::Redistributor(redistributor));
+        }
+        match raw & !0xfff {
+            page if page == layout::UART.raw() => Some(Self::Uart(raw & 0xfff)),
+            page if page == layout::RTC.raw() => Some(Self::Rtc(raw & 0xfff)),
+            _ => None,
+        }
+    }
+}
+
+const fn virtio_width(width: Width) -> virtio::Width {
+    match width {
+        Width::Byte => virtio::Width::Byte,
+        Width::Half => virtio::Width::Half,
+        Width::Word => virtio::Width::Word,
+        Width::Double => virtio::Width::Double,
+    }
+}
+
+/// vCPUs of a machine.
+const VCPUS: usize = 1;
+
+impl Vcpu<'_> {
+    /// Serves a load.
+    #[inline]
+    pub fn load<H: Host>(&mut self, ipa: Ipa, width: Width, host: &mut H) -> Access {
+        let vm = self.vm;
+        let Some(target) = Target::at(ipa, vm.devices(), VCPUS) else { return Access::Nobody };
+        Access::Done(match target {
+            Target::Virtio { slot, offset } => {
+                self.exits.virtio_reads += 1;
+                let Some(device) = vm.slot(slot) else { return Access::Nobody };
+                device.lock().read(offset, virtio_width(width))
+            }
+            Target::Distributor(offset) => {
+                self.exits.gic += 1;
+                let width = width.bytes() as u32;
+                vm.gic.lock().gicd_read(self.index, offset, width, host.list_registers())
+            }
+            Target::Redistributor(offset) => {
+                self.exits.gic += 1;
+                let width = width.bytes() as u32;
+                vm.gic.lock().gicr_read(self.index, offset, width, host.list_registers())
+            }
+            Target::Uart(offset) => {
+                self.exits.mmio += 1;
+                let mut uart = vm.uart.lock();
+                let before = uart.interrupt_line();
+                let value = uart.read(offset, width);
+                let (line, room) = (uart.interrupt_line(), uart.wants_input());
+                drop(uart);
+                if line != before {
+                    vm.uart_line(line, self.index, host);
+                }
+                if room {
+                    host.input_wanted();
+                }
+                value
+            }
+            Target::Rtc(offset) => {
+                self.exits.mmio += 1;
+                vm.rtc.lock().read(offset, width, host.now())
+            }
+        })
+    }
+
+    /// Serves a store.
+    #[inline]
+    pub fn store<H: Host>(&mut self, ipa: Ipa, width: Width, value: u64, host: &mut H) -> Access {
+        let vm = self.vm;
+        let Some(target) = Target::at(ipa, vm.devices(), VCPUS) else { return Access::Nobody };
+        match target {
+            Target::Virtio { slot, offset } => {
+                if offset == QUEUE_NOTIFY {
+                    self.exits.kicks += 1;
+                } else {
+                    self.exits.virtio_writes += 1;
+                }
+                let Some(device) = vm.slot(slot) else { return Access::Nobody };
+                let mut device = device.lock();
+                let outcome = device.write(offset, virtio_width(width), value, host.now());
+                vm.after_work(slot, &mut device, self.index, host);
+                if outcome == WriteOutcome::Retry {
+                    return Access::Retry;
+                }
+            }
+            Target::Distributor(offset) => {
+                self.exits.gic += 1;
+                let width = width.bytes() as u32;
+                vm.interrupt(self.index, host, |gic, _| gic.gicd_write(offset, width, value));
+            }
+            Target::Redistributor(offset) => {
+                self.exits.gic += 1;
+                let width = width.bytes() as u32;
+                vm.interrupt(self.index, host, |gic, _| gic.gicr_write(offset, width, value));
+            }
+            Target::Uart(offset) => {
+                self.exits.mmio += 1;
+                let mut uart = vm.uart.lock();
+                let before = uart.interrupt_line();
+                let sent = uart.write(offset, width, value);
+                let line = uart.interrupt_line();
+                drop(uart);
+                if let Some(byte) = sent {
+                    host.transmit(byte);
+                }
+                if line != before {
+                    vm.uart_line(line, self.index, host);
+                }
+            }
+            Target::Rtc(offset) => {
+                self.exits.mmio += 1;
+                vm.rtc.lock().write(offset, width, value, host.now());
+            }
+        }
+        Access::Done(0)
+    }
+}

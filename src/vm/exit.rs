@@ -1,0 +1,157 @@
+//! A guest's exits, from syndrome to resumption. Read this file, [`super::bus`] and [`super::trap`],
+//! and you have read the exit path.
+
+use super::bus::Access;
+use super::host::Host;
+use super::machine::Vcpu;
+use super::trap;
+use crate::cpu::abort::{ExceptionSource, GuestException};
+use crate::cpu::psci::{self, Affinity, Call, Outcome, SingleCpu};
+use crate::cpu::syndrome::fault_ipa;
+use crate::cpu::{
+    DataAbort, InstructionLength, MmioAccess, MmioKind, Syndrome,
+};
+
+/// What becomes of the vCPU.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Next {
+    /// It goes on.
+    Resume,
+    /// Its machine is turned off.
+    PowerOff,
+    /// Its machine starts again.
+    Reset,
+    /// Its machine cannot go on; the reason.
+    Stop(&'static str),
+}
+
+/// Serves a synchronous exit.
+#[inline]
+pub fn synchronous<H: Host>(vcpu: &mut Vcpu<'_>, host: &mut H) -> Next {
+    let esr = host.syndrome();
+    let length = InstructionLength::from_esr(esr);
+    let syndrome = Syndrome::decode(esr);
+    let next = match syndrome {
+        Syndrome::DataAbort(abort) => {
+            data_abort(vcpu, host, abort, length);
+            Next::Resume
+        }
+        Syndrome::Hvc { immediate } => call(vcpu, immediate),
+        Syndrome::Smc { immediate } => {
+            vcpu.registers.complete_instruction(length);
+            call(vcpu, immediate)
+        }
+        Syndrome::SystemRegister(access) => {
+            vcpu.exits.system_registers += 1;
+            trap::system_register(vcpu, host, access, length);
+            Next::Resume
+        }
+        Syndrome::WaitFor(_) => {
+            // Not trapped while a vCPU has its core to itself; if it is, going on is allowed.
+            vcpu.exits.waits += 1;
+            vcpu.registers.complete_instruction(length);
+            Next::Resume
+        }
+        Syndrome::InstructionAbort(abort) => {
+            let address = abort.far_is_valid().then(|| host.fault_address());
+            inject(vcpu, host, GuestException::InstructionAbort { address });
+            Next::Resume
+        }
+        Syndrome::SError => {
+            Next::Stop("an SError that is not the guest's to take")
+        }
+        _ => {
+            inject(vcpu, host, GuestException::Undefined);
+            Next::Resume
+        }
+    };
+    if vcpu.vm.has_work_in_flight() {
+        vcpu.vm.poll(vcpu.index, host);
+    }
+    next
+}
+
+/// HVC and SMC alike: PSCI and SMCCC; nothing reaches the firmware.
+#[inline]
+fn call(vcpu: &mut Vcpu<'_>, immediate: u16) -> Next {
+    vcpu.exits.calls += 1;
+    if immediate != 0 {
+        vcpu.registers.set_result(psci::CallError::NotSupported.value());
+        return Next::Resume;
+    }
+    let cpus = SingleCpu(Affinity::from_mpidr(0));
+    match Call::decode(vcpu.registers.arguments()).handle(&cpus) {
+        Outcome::Return(value) => {
+            vcpu.registers.set_result(value);
+            Next::Resume
+        }
+        // A standby state may end at any time; this one ends at once.
+        Outcome::Suspend => {
+            vcpu.registers.set_result(psci::SUCCESS);
+            Next::Resume
+        }
+        Outcome::SystemOff => Next::PowerOff,
+        Outcome::SystemReset => Next::Reset,
+        Outcome::CpuOff => Next::Stop("its last CPU turned itself off"),
+        Outcome::CpuOn { .. } => {
+            vcpu.registers.set_result(psci::CallError::InvalidParameters.value());
+            Next::Resume
+        }
+    }
+}
+
+/// A load or store that stage 2 has no mapping for: a device's register, or nothing.
+#[inline]
+fn data_abort<H: Host>(
+    vcpu: &mut Vcpu<'_>,
+    host: &mut H,
+    abort: DataAbort,
+    length: InstructionLength,
+) {
+    let far = host.fault_address();
+    let ipa = fault_ipa(host.fault_page(), far);
+    if abort.may_be_mmio() {
+        if let Some(access) = MmioAccess::from_abort(abort, ipa, &vcpu.registers) {
+            match perform(vcpu, host, access) {
+                Access::Done(_) => return vcpu.registers.complete_instruction(length),
+                Access::Retry => return,
+                Access::Nobody => {}
+            }
+        } else if trap::without_syndrome(vcpu, host, abort, ipa, far) {
+            return;
+        }
+    }
+    let address = abort.far_is_valid().then_some(far);
+    inject(vcpu, host, GuestException::DataAbort { address, write: abort.is_write() });
+}
+
+/// Carries out one access, a load's register included.
+#[inline]
+pub(super) fn perform<H: Host>(vcpu: &mut Vcpu<'_>, host: &mut H, access: MmioAccess) -> Access {
+    match access.kind {
+        MmioKind::Load(target) => {
+            let outcome = vcpu.load(access.ipa, access.width, host);
+            if let Access::Done(value) = outcome {
+                target.complete(value, &mut vcpu.registers);
+            }
+            outcome
+        }
+        MmioKind::Store { value } => vcpu.store(access.ipa, access.width, value, host),
+    }
+}
+
+/// Has the guest take an exception.
+pub(super) fn inject<H: Host>(vcpu: &mut Vcpu<'_>, host: &mut H, exception: GuestException) {
+    vcpu.exits.faults += 1;
+    let vectors = host.guest_vectors();
+    let source = ExceptionSource {
+        pc: vcpu.registers.pc,
+        pstate: vcpu.registers.pstate,
+        vector_base: vectors.vector_base,
+        sctlr: vectors.sctlr,
+    };
+    let injection = source.inject(exception, vectors.features);
+    vcpu.registers.pc = injection.pc;
+    vcpu.registers.pstate = injection.pstate;
+    host.set_exception(&injection);
+}

@@ -1,0 +1,65 @@
+//! What exit handling asks of the core a guest runs on, and of the board.
+
+use crate::backend::clock::Ticks;
+use crate::cpu::abort::{Injection, PstateFeatures};
+use crate::cpu::sysreg::IdRegisters;
+use crate::gic::ListRegisters;
+use crate::memory::Ipa;
+
+/// What decides how the guest takes an exception.
+#[derive(Clone, Copy, Debug)]
+pub struct GuestVectors {
+    /// VBAR_EL1.
+    pub vector_base: u64,
+    /// SCTLR_EL1.
+    pub sctlr: u64,
+    /// What the core's PSTATE has.
+    pub features: PstateFeatures,
+}
+
+/// The core that runs the vCPU whose exit is handled.
+pub trait Host: IdRegisters {
+    /// Its list registers.
+    type ListRegisters: ListRegisters;
+
+    /// Its list registers.
+    fn list_registers(&mut self) -> &mut Self::ListRegisters;
+
+    /// The present time.
+    fn now(&self) -> Ticks;
+
+    /// ESR_EL2 of the exit.
+    fn syndrome(&self) -> u64;
+
+    /// FAR_EL2 of the exit: the faulting virtual address.
+    fn fault_address(&self) -> u64;
+
+    /// HPFAR_EL2 of the exit: the page of the faulting intermediate physical address.
+    fn fault_page(&self) -> u64;
+
+    /// Where the guest's own tables put the instruction at `pc`, as EL0 or EL1 would read it. `None`
+    /// if they do not.
+    fn instruction_address(&self, pc: u64, el0: bool) -> Option<Ipa>;
+
+    /// The guest's SP_EL1, or its SP_EL0.
+    fn stack_pointer(&self, el1: bool) -> u64;
+
+    /// Sets SP_EL1 or SP_EL0.
+    fn set_stack_pointer(&mut self, el1: bool, value: u64);
+
+    /// What decides how the guest takes an exception.
+    fn guest_vectors(&self) -> GuestVectors;
+
+    /// Sets the EL1 registers that an exception leaves behind.
+    fn set_exception(&mut self, injection: &Injection);
+
+    /// Transmits a byte of the guest's console.
+    fn transmit(&mut self, byte: u8);
+
+    /// The guest's console has room for input again.
+    fn input_wanted(&mut self);
+
+    /// Requests are in flight: see to it that the VM is polled before long, even if no interrupt
+    /// of a device asks for it.
+    fn keep_polling(&mut self);
+}

@@ -1,0 +1,194 @@
+//! A virtual machine and its vCPUs.
+//!
+//! Locks: each virtio slot, the UART, the clock and the interrupt controller have their own. No one
+//! of them is held while another of the first three is taken, the interrupt controller's is the
+//! last, and none is held while a guest runs or a disk works.
+
+use core::sync::atomic::{AtomicU32, Ordering};
+
+use spin::Mutex;
+
+use super::host::Host;
+use super::layout;
+use super::pl011::Pl011;
+use super::pl031::Pl031;
+use super::stats::ExitCounts;
+use crate::cpu::GuestRegisters;
+use crate::cpu::sysreg::Limits;
+use crate::gic::{IntId, VcpuIndex, VcpuSet, Vgic};
+use crate::memory::GuestMemory;
+use crate::virtio::{MmioTransport, WriteOutcome};
+
+/// Virtio devices one VM can have.
+pub const MAX_DEVICES: usize = 8;
+
+/// A virtual machine: everything its vCPUs share.
+pub struct Vm<'m> {
+    /// Its name in the log.
+    pub name: &'static str,
+    /// Its RAM.
+    pub memory: GuestMemory<'m>,
+    /// What its ID registers must say.
+    pub limits: Limits,
+    /// Its interrupt controller.
+    pub gic: Mutex<Vgic>,
+    /// Its console.
+    pub uart: Mutex<Pl011>,
+    /// Its clock.
+    pub rtc: Mutex<Pl031>,
+    /// Its virtio devices, by slot.
+    slots: heapless::Vec<Mutex<MmioTransport<'m, 'm>>, MAX_DEVICES>,
+    /// Slots with requests in flight, one bit each.
+    in_flight: AtomicU32,
+}
+
+impl<'m> Vm<'m> {
+    /// A machine without virtio devices.
+    pub fn new(name: &'static str, memory: GuestMemory<'m>, limits: Limits, gic: Vgic, rtc: Pl031) -> Self {
+        Self {
+            name,
+            memory,
+            limits,
+            gic: Mutex::new(gic),
+            uart: Mutex::new(Pl011::new()),
+            rtc: Mutex::new(rtc),
+            slots: heapless::Vec::new(),
+            in_flight: AtomicU32::new(0),
+        }
+    }
+
+    /// Puts a device into the next slot; its number. Gives the device back if all are taken.
+    pub fn plug(&mut self, device: MmioTransport<'m, 'm>) -> Result<usize, MmioTransport<'m, 'm>> {
+        let slot = self.slots.len();
+        self.slots.push(Mutex::new(device)).map_err(Mutex::into_inner)?;
+        Ok(slot)
+    }
+
+    /// The device in a slot.
+    #[inline(always)]
+    pub fn slot(&self, slot: usize) -> Option<&Mutex<MmioTransport<'m, 'm>>> {
+        self.slots.get(slot)
+    }
+
+    /// Number of slots with a device; they are the first ones.
+    pub fn devices(&self) -> usize {
+        self.slots.len()
+    }
+
+    /// Whether any device has requests in flight.
+    #[inline(always)]
+    pub fn has_work_in_flight(&self) -> bool {
+        self.in_flight.load(Ordering::Relaxed) != 0
+    }
+
+    /// After a slot's device was worked: passes its interrupt on, and remembers whether to poll it.
+    /// To be called with the lock of the slot still held, so that the two agree.
+    #[inline]
+    pub(super) fn after_work<H: Host>(
+        &self,
+        slot: usize,
+        device: &mut MmioTransport<'m, 'm>,
+        vcpu: VcpuIndex,
+        host: &mut H,
+    ) {
+        let bit = 1u32 << (slot & 31);
+        if device.has_work_in_flight() {
+            if self.in_flight.fetch_or(bit, Ordering::Relaxed) == 0 {
+                host.keep_polling();
+            }
+        } else if self.in_flight.load(Ordering::Relaxed) & bit != 0 {
+            self.in_flight.fetch_and(!bit, Ordering::Relaxed);
+        }
+        if device.take_interrupt() {
+            if let Some(intid) = IntId::spi(layout::VIRTIO_SPI + slot as u32) {
+                self.interrupt(vcpu, host, |gic, _| gic.pulse(intid));
+            }
+        }
+    }
+
+    /// Collects what physical devices have finished, for all slots with requests in flight.
+    pub fn poll<H: Host>(&self, vcpu: VcpuIndex, host: &mut H) {
+        let now = host.now();
+        let mut waiting = self.in_flight.load(Ordering::Relaxed);
+        while waiting != 0 {
+            let slot = waiting.trailing_zeros() as usize;
+            waiting &= waiting - 1;
+            if let Some(device) = self.slot(slot) {
+                let mut device = device.lock();
+                device.poll(now);
+                self.after_work(slot, &mut device, vcpu, host);
+            }
+        }
+    }
+
+    /// Changes interrupt state, and lists what the vCPU on this core must now see. With one vCPU a
+    /// machine, there is never another to be told.
+    #[inline]
+    pub fn interrupt<H: Host>(
+        &self,
+        vcpu: VcpuIndex,
+        host: &mut H,
+        change: impl FnOnce(&mut Vgic, &mut H::ListRegisters) -> VcpuSet,
+    ) {
+        let mut gic = self.gic.lock();
+        let lrs = host.list_registers();
+        let _ = change(&mut gic, lrs);
+        if gic.needs_flush(vcpu) {
+            let _ = gic.flush(vcpu, lrs);
+        }
+    }
+
+    /// Input for the console. `false` if it has no room; [`Host::input_wanted`] tells when it has.
+    pub fn receive<H: Host>(&self, byte: u8, vcpu: VcpuIndex, host: &mut H) -> bool {
+        let mut uart = self.uart.lock();
+        let taken = uart.push(byte);
+        let line = uart.interrupt_line();
+        drop(uart);
+        self.uart_line(line, vcpu, host);
+        taken
+    }
+
+    /// The UART's interrupt line is `line`.
+    pub(super) fn uart_line<H: Host>(&self, line: bool, vcpu: VcpuIndex, host: &mut H) {
+        if let Some(intid) = IntId::spi(layout::UART_SPI) {
+            self.interrupt(vcpu, host, |gic, _| gic.set_level(intid, line));
+        }
+    }
+
+    /// Resets the machine's devices and its interrupt controller. `false` while a physical device
+    /// may still reach the guest's memory: poll, and ask again.
+    pub fn reset<H: Host>(&self, vcpu: VcpuIndex, host: &mut H) -> bool {
+        let now = host.now();
+        let mut quiet = true;
+        for (slot, device) in self.slots.iter().enumerate() {
+            let mut device = device.lock();
+            quiet &= device.reset_by_machine(now) == WriteOutcome::Done;
+            self.after_work(slot, &mut device, vcpu, host);
+        }
+        if quiet {
+            *self.uart.lock() = Pl011::new();
+            self.gic.lock().reset(vcpu, host.list_registers());
+        }
+        quiet
+    }
+}
+
+/// A virtual CPU. Its registers come first: the vectors save to its address.
+#[repr(C)]
+pub struct Vcpu<'m> {
+    /// Its registers while it is not running.
+    pub registers: GuestRegisters,
+    /// Which of its VM's it is.
+    pub index: VcpuIndex,
+    /// The machine it belongs to.
+    pub vm: &'m Vm<'m>,
+    /// What its exits were for.
+    pub exits: ExitCounts,
+}
+
+impl<'m> Vcpu<'m> {
+    /// A vCPU that has not run.
+    pub const fn new(index: VcpuIndex, vm: &'m Vm<'m>, exits: ExitCounts) -> Self {
+        Self { registers: GuestRegisters::new(), index, vm, exits }
+    }
+}
