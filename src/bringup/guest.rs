@@ -1,0 +1,246 @@
+//! The one guest of a board without a configuration: all the RAM that is left, one core, one device
+//! of each kind the board can serve.
+#![allow(unsafe_code)]
+
+use sparkler::arch::boot::BootInfo;
+use sparkler::arch::core::Core;
+use sparkler::arch::gic::{MAINTENANCE_INTID, PhysicalGic, REDISTRIBUTOR_SIZE};
+use sparkler::arch::guest::{Plan, Seat};
+use sparkler::arch::interrupts::{
+    Doorbell, MAX_DOORBELLS, PHYSICAL_TIMER_INTID, Source, VIRTUAL_TIMER_INTID,
+};
+use sparkler::arch::mmio::Mmio;
+use sparkler::arch::timer::{Counter, TIMER_INTID};
+use sparkler::arch::{cache, console, stage2};
+use sparkler::backend::clock::Clock;
+use sparkler::cpu::sysreg::Limits;
+use sparkler::fdt::guest::GUEST_FDT_LEN;
+use sparkler::fdt::{Board, Gic, Module, Trigger};
+use sparkler::gic::{VcpuIndex, Vgic};
+use sparkler::memory::stage2::{Attributes, Geometry, Stage2, Vmid};
+use sparkler::memory::{FramePool, GuestMemory, PAGE_SIZE, PaRange, RamMap, SharedSlice};
+use sparkler::virtio::MmioTransport;
+use sparkler::virtio::devices::block::Block;
+use sparkler::vm::loader::Modules;
+use sparkler::vm::pl031::Pl031;
+use sparkler::vm::{ExitCounts, Vcpu, Vm, layout};
+
+use super::arena::place;
+use super::{devices, stop};
+
+/// The guest that runs when no module is given.
+static BUILTIN: &[u8] = include_bytes!(env!("SPARKLER_BUILTIN"));
+
+/// Alignment of what guests' RAM and EL2's pool are cut from: stage 2 maps it by 2 MiB blocks.
+const BLOCK: u64 = 0x20_0000;
+/// EL2's pool: stage-2 tables, DMA memory of the drivers, the built-in guest's file.
+const POOL: u64 = BLOCK;
+/// PL031 register offsets end here.
+const RTC_SIZE: usize = 0x1000;
+
+/// Builds the guest and runs it.
+pub(super) fn run(boot: BootInfo, board: Board<'static>, tree: PaRange) -> ! {
+    let image = PaRange::new(boot.image.raw(), BootInfo::image_size());
+    if let Err(error) = board.check_modules(&[("sparkler", image), ("the device tree", tree)]) {
+        stop(format_args!("{error}"));
+    }
+    let mut free = match board.free_ram(&[image, tree]) {
+        Ok(free) => free,
+        Err(error) => stop(format_args!("{error}")),
+    };
+    let mut pool = FramePool::new();
+    let reserve = take(&mut free, POOL).and_then(|ram| pool.add(ram).ok());
+    if reserve.is_none() {
+        stop(format_args!("no {} KiB of RAM are free for EL2", POOL / 1024));
+    }
+
+    let modules = modules(&board, &mut pool);
+    let Some(ram) = free.largest(BLOCK) else { stop(format_args!("no RAM is left for a guest")) };
+    let Some(memory) = take(&mut free, ram.len) else { stop(format_args!("EL2 cannot map RAM")) };
+    let stage2 = match address_space(memory, &mut pool) {
+        Ok(tables) => tables,
+        Err(error) => stop(format_args!("stage 2: {error}")),
+    };
+    let mut guest_memory = GuestMemory::new();
+    if guest_memory.add(layout::RAM, memory).is_err() {
+        stop(format_args!("the guest's RAM does not fit its map"));
+    }
+
+    let gic = interrupt_controller(&board);
+    let mut doorbells = heapless::Vec::<Doorbell, MAX_DOORBELLS>::new();
+    let limits = Limits { ipa_bits: stage2.geometry().ipa_bits(), gic_system_registers: true };
+    let Some(vm) = machine(guest_memory, limits, clock(&board)) else {
+        stop(format_args!("EL2's arena is too small for the VM"));
+    };
+    plug_disk(vm, &board, &mut pool, &mut doorbells);
+    if let Some(interrupt) = board.console.and_then(|uart| uart.interrupt) {
+        let edge = interrupt.trigger == Trigger::Edge;
+        let _ = doorbells.push(Doorbell { intid: interrupt.intid, edge, source: Source::Console });
+        console::with(|uart| uart.set_receive_interrupt(true));
+    }
+    for intid in [VIRTUAL_TIMER_INTID, PHYSICAL_TIMER_INTID, MAINTENANCE_INTID, TIMER_INTID] {
+        gic.enable(intid, false);
+    }
+    for doorbell in &doorbells {
+        gic.enable(doorbell.intid, doorbell.edge);
+    }
+
+    log::info!(
+        "vm0: 1 vCPU, {} MiB of RAM at {} for IPA {}, {} virtio device(s)",
+        memory.len() / 0x10_0000,
+        memory.pa(),
+        layout::RAM,
+        vm.devices(),
+    );
+    let Some(scratch) = place([0u8; GUEST_FDT_LEN]) else {
+        stop(format_args!("EL2's arena is too small for a device tree"));
+    };
+    let plan = Plan {
+        modules,
+        scratch,
+        stage2: stage2::Registers::new(&stage2),
+        gic,
+    };
+    let Some(seat) = seat(vm, doorbells, plan) else {
+        stop(format_args!("EL2's arena is too small for the vCPU"));
+    };
+    match seat.start() {
+        Ok(never) => match never {},
+        Err(error) => stop(format_args!("vm0 is not started: {error}")),
+    }
+}
+
+// What is large is built in a function of its own, so that the copies on the stack are gone before
+// the next one is built.
+
+#[inline(never)]
+fn machine(
+    memory: GuestMemory<'static>,
+    limits: Limits,
+    clock: Pl031,
+) -> Option<&'static mut Vm<'static>> {
+    place(Vm::new("vm0", memory, limits, Vgic::new(1), clock))
+}
+
+#[inline(never)]
+fn seat(
+    vm: &'static Vm<'static>,
+    doorbells: heapless::Vec<Doorbell, MAX_DOORBELLS>,
+    plan: Plan,
+) -> Option<&'static mut Seat> {
+    let vcpu = Vcpu::new(VcpuIndex::BOOT, vm, ExitCounts::default());
+    place(Seat { vcpu, core: Core::new(), doorbells, plan })
+}
+
+/// The board's disk, as the guest's first virtio device.
+#[inline(never)]
+fn plug_disk(
+    vm: &mut Vm<'static>,
+    board: &Board<'_>,
+    pool: &mut FramePool<'static>,
+    doorbells: &mut heapless::Vec<Doorbell, MAX_DOORBELLS>,
+) {
+    let Some((disk, doorbell)) = devices::find_disk(board, pool) else {
+        log::info!("no disk: the guest runs without");
+        return;
+    };
+    let plugged = place(disk)
+        .and_then(|disk| place(Block::new(disk)))
+        .and_then(|block| vm.plug(MmioTransport::new(block, vm.memory.clone())).ok());
+    if plugged.is_none() {
+        stop(format_args!("EL2's arena is too small for the disk"));
+    }
+    if let Some(doorbell) = doorbell {
+        let _ = doorbells.push(doorbell);
+    }
+}
+
+/// Takes `len` bytes out of the free RAM, in whole blocks, and maps them for EL2.
+fn take(free: &mut RamMap, len: u64) -> Option<SharedSlice<'static>> {
+    let range = free.find(len, BLOCK, 0)?;
+    free.reserve(range).ok()?;
+    // SAFETY: it was free: neither the image, nor the device tree, nor a module, and is so no more.
+    unsafe { cache::shared_ram(range.base, range.len) }.ok()
+}
+
+/// What the guest boots: the board's first kernel module, or the built-in guest.
+fn modules(board: &Board<'static>, pool: &mut FramePool<'static>) -> Modules<'static> {
+    let Some(images) = board.first_guest() else {
+        log::info!("no kernel module: running the built-in guest");
+        let frames = BUILTIN.len().div_ceil(PAGE_SIZE as usize);
+        let file = pool.alloc_run(frames, PAGE_SIZE).ok().and_then(|room| {
+            room.write_bytes(0, BUILTIN)?;
+            room.subslice(0, BUILTIN.len())
+        });
+        let Some(kernel) = file else { stop(format_args!("no room for the built-in guest")) };
+        return Modules { kernel, ramdisk: None, bootargs: board.bootargs };
+    };
+    let map = |module: &Module<'_>| {
+        // SAFETY: checked to be RAM that overlaps nothing else; it is never given to a guest.
+        match unsafe { cache::shared_ram(module.range.base, module.range.len) } {
+            Ok(file) => file,
+            Err(_) => stop(format_args!("{}: EL2 cannot map the module", module.node)),
+        }
+    };
+    log::info!("kernel {}: {} KiB", images.kernel.node, images.kernel.range.len / 1024);
+    if let Some(ramdisk) = &images.ramdisk {
+        log::info!("ramdisk {}: {} KiB", ramdisk.node, ramdisk.range.len / 1024);
+    }
+    Modules {
+        kernel: map(&images.kernel),
+        ramdisk: images.ramdisk.as_ref().map(map),
+        bootargs: images.kernel.bootargs,
+    }
+}
+
+/// A stage 2 with all of `memory` at the guest's RAM address.
+fn address_space(
+    memory: SharedSlice<'static>,
+    pool: &mut FramePool<'static>,
+) -> Result<Stage2<'static>, sparkler::memory::stage2::Stage2Error> {
+    let geometry = Geometry::widest(layout::IPA_BITS, stage2::pa_range())?;
+    let mut tables = Stage2::new(pool, geometry, Vmid::new(1))?;
+    let len = memory.len() as u64;
+    tables.map(pool, &stage2::Tlbs, layout::RAM, memory.pa(), len, Attributes::RAM)?;
+    Ok(tables)
+}
+
+/// The board's interrupt controller, brought up.
+fn interrupt_controller(board: &Board<'_>) -> PhysicalGic {
+    let (distributor, redistributors) = match &board.gic {
+        Some(Gic::V3 { distributor, redistributors, .. }) => (*distributor, redistributors),
+        Some(Gic::V2 { .. }) => stop(format_args!("the board has a GICv2; a GICv3 is needed")),
+        None => stop(format_args!("the device tree has no interrupt controller that is known")),
+    };
+    let frame = |n: usize| {
+        let mut offset = n as u64 * REDISTRIBUTOR_SIZE as u64;
+        for region in redistributors {
+            if offset < region.len {
+                let at = region.base.checked_add(offset)?;
+                // SAFETY: redistributor frames, which do no DMA while LPIs are off.
+                return unsafe { Mmio::map(at, REDISTRIBUTOR_SIZE) }.ok();
+            }
+            offset -= region.len;
+        }
+        None
+    };
+    // SAFETY: the tree has a distributor there, which does no DMA.
+    let Ok(distributor) = (unsafe { Mmio::map(distributor.base, distributor.len as usize) }) else {
+        stop(format_args!("EL2 cannot map the interrupt controller"));
+    };
+    // SAFETY: both are this board's, by its device tree.
+    match unsafe { PhysicalGic::init(distributor, frame) } {
+        Ok(gic) => gic,
+        Err(error) => stop(format_args!("the interrupt controller cannot be used: {error:?}")),
+    }
+}
+
+/// The guest's clock, set by the board's.
+fn clock(board: &Board<'_>) -> Pl031 {
+    let epoch = board.rtc.and_then(|rtc| {
+        // SAFETY: the tree has a PL031 there; a clock does no DMA.
+        let registers = unsafe { Mmio::map(rtc.base, RTC_SIZE) }.ok()?;
+        Some(u64::from(registers.read32_relaxed(0)))
+    });
+    Pl031::new(epoch.unwrap_or(0), Counter.now(), Counter.frequency())
+}

@@ -1,0 +1,32 @@
+//! From the boot code's hand-over to the guest: one step after the other, each of which may end it
+//! with a line that says why.
+
+mod arena;
+mod board;
+mod devices;
+mod guest;
+
+use core::fmt;
+
+use sparkler::arch::boot::BootInfo;
+use sparkler::arch::{console, firmware};
+
+/// The program.
+pub(crate) fn run(boot: BootInfo) -> ! {
+    console::init_log(log::LevelFilter::Info);
+    let tree = board::read(boot);
+    board::open_console(tree.as_ref().ok().map(|(board, _)| board));
+    log::info!("sparkler {} at {}", env!("CARGO_PKG_VERSION"), boot.image);
+    match tree {
+        Ok((board, tree)) => guest::run(boot, board, tree),
+        Err(error) => stop(format_args!("the board's device tree cannot be used: {error}")),
+    }
+}
+
+/// Ends everything, for a reason.
+fn stop(reason: fmt::Arguments<'_>) -> ! {
+    log::error!("{reason}");
+    log::info!("nothing to run: turning the board off");
+    firmware::power_off();
+    firmware::park()
+}
