@@ -22,7 +22,9 @@ place_modules() {
     fi
     kernel_address=$(((top - $(file_size "$2")) / (2 * MIB) * (2 * MIB)))
     if ((kernel_address < floor)); then
-        usage_error "--memory $1 is too small for the guest's files: at least $(($1 + (floor - kernel_address + MIB - 1) / MIB)) or more is needed"
+        # What lies above the device tree must hold the files: half of the RAM, or all but 128 MiB of it.
+        local need=$(((RAM_BASE + ram - kernel_address) / MIB + 2))
+        usage_error "--memory $1 is too small for the guest's files: $((need <= 128 ? 2 * need : need + 128)) is the least"
     fi
 }
 

@@ -46,7 +46,8 @@ setup_tools() {
 # A list (or one string) of rust-toolchain.toml, as words.
 pinned() { sed -n "s/^$1 *= *//p" "$root/rust-toolchain.toml" | tr -d '[]",'; }
 
-rust_sysroot() { (cd -- "$root" && rustc --print sysroot 2>/dev/null); }
+# Without rustup's automatic installation, which would run unseen here.
+rust_sysroot() { (cd -- "$root" && RUSTUP_AUTO_INSTALL=0 rustc --print sysroot 2>/dev/null); }
 
 # Everything the pin asks for, found as files: asking rustup would take as long as a build.
 toolchain_is_complete() {
@@ -59,10 +60,19 @@ toolchain_is_complete() {
 }
 
 install_toolchain() {
-    local words=() item
-    for item in $(pinned components); do words+=(--component "$item"); done
-    for item in $(pinned targets); do words+=(--target "$item"); done
-    rustup toolchain install "$(pinned channel)" --profile minimal --no-self-update "${words[@]}"
+    local channel components targets options=()
+    channel=$(pinned channel)
+    read -ra components <<<"$(pinned components)"
+    read -ra targets <<<"$(pinned targets)"
+    # Only what is missing, so that builds that use the toolchain meanwhile are not disturbed.
+    if rust_sysroot; then
+        rustup component add --toolchain "$channel" "${components[@]}"
+        rustup target add --toolchain "$channel" "${targets[@]}"
+        return
+    fi
+    for item in "${components[@]}"; do options+=(--component "$item"); done
+    for item in "${targets[@]}"; do options+=(--target "$item"); done
+    rustup toolchain install "$channel" --profile minimal --no-self-update "${options[@]}"
 }
 
 setup_toolchain() {
