@@ -8,14 +8,13 @@ guest_dir=$target/guest
 
 guest_is_cached() { [[ -s $guest_dir/vmlinuz && -s $guest_dir/busybox && -s $guest_dir/release && -d $guest_dir/modules ]]; }
 
-# The system's own package sources, narrowed to Debian 12 itself and widened to arm64.
+# The system's own package sources, narrowed to Debian 12 itself and widened to arm64. $@: more options for apt-get.
 debian_sources() {
     local keyring=/usr/share/keyrings/debian-archive-keyring.gpg option=''
     if [[ -s $keyring ]]; then option=" signed-by=$keyring"; fi
-    # shellcheck disable=SC2016  # apt's variables, not the shell's
-    apt-get indextargets --format '$(RELEASE)|$(CODENAME)|$(COMPONENT)|$(REPO_URI)' 'Created-By: Packages' |
+    apt-get "$@" indextargets --format '$(RELEASE)|$(CODENAME)|$(COMPONENT)|$(REPO_URI)' 'Created-By: Packages' |
         while IFS='|' read -r release codename component uri; do
-            # A source may say "stable"; the code name is known only once its lists have been fetched.
+            # A source may say "stable" where Debian 12 is meant, or by now another release.
             if [[ $component == main && " $release $codename " =~ \ bookworm(-updates|-security)?\  ]]; then
                 printf 'deb [arch=arm64%s] %s %s %s\n' "$option" "$uri" "$release" "$component"
             fi
@@ -25,7 +24,7 @@ debian_sources() {
 private_apt() { # private_apt COMMAND ARGUMENTS..., in the private root $apt
     local command=$1
     shift
-    "$command" -q -o "Dir::State=$apt/state" -o "Dir::State::status=$apt/state/status" \
+    "$command" -q -o "Dir::State=$apt/state" -o "Dir::State::lists=$apt/state/lists" -o "Dir::State::status=$apt/state/status" \
         -o "Dir::Cache=$apt/cache" -o "Dir::Etc::sourcelist=$apt/sources.list" -o Dir::Etc::sourceparts=/dev/null \
         -o APT::Architecture=arm64 -o APT::Architectures::=arm64 -o APT::Sandbox::User="$(id -un)" \
         -o Acquire::Languages=none -o Acquire::Retries=2 -o Acquire::http::Timeout=30 "$@"
@@ -36,6 +35,13 @@ fetch_debian_guest() {
     mkdir -p -- "$apt/state/lists/partial" "$apt/cache/archives/partial" "$apt/root" "$new"
     : >"$apt/state/status"
     debian_sources >"$apt/sources.list"
+    if [[ ! -s $apt/sources.list ]]; then
+        # apt knows its sources only once their lists are there; fresh systems have none. Lists of our own, then.
+        local own=(-o "Dir::State::lists=$apt/own" -o "APT::Sandbox::User=$(id -un)")
+        mkdir -p -- "$apt/own/partial"
+        apt-get -q "${own[@]}" -o "Dir::Cache=$apt/cache" update || true
+        debian_sources "${own[@]}" >"$apt/sources.list"
+    fi
     if [[ ! -s $apt/sources.list ]]; then
         echo "apt has no source for Debian 12 (bookworm) main"
         return 1

@@ -49,7 +49,12 @@ qemu_command() {
     else
         # A reset of the board is EL2's own fault, never a guest's: end there.
         qemu_cmd+=(-no-reboot -kernel "$image")
-        if [[ -n $kernel ]]; then module_arguments; fi
+        if [[ -n $kernel ]]; then
+            module_arguments
+        elif [[ -n $bootargs ]]; then
+            # The builtin guest has no module that could carry its command line: it gets EL2's.
+            qemu_cmd+=(-append "$bootargs")
+        fi
     fi
     if ((terminal)); then qemu_cmd+=(-serial mon:stdio); else qemu_cmd+=(-serial stdio -monitor none); fi
     qemu_cmd+=("${extra_args[@]}")

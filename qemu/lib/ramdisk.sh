@@ -37,17 +37,19 @@ make_ramdisk() {
     publish "$ramdisk.$$" "$ramdisk"
 }
 
-# with_job RAMDISK COMMANDS NONCE OUTPUT: RAMDISK and a second archive with the commands its init shall run.
+# with_job RAMDISK COMMANDS NONCE [FILE...]: write RAMDISK and a second archive, with the commands its init shall run, and
+# files for them in /job.
 with_job() {
+    local file ramdisk=$1
     printf '%s\n' "$2" >"$scratch/commands"
     printf '%s\n' "$3" >"$scratch/nonce"
-    {
-        cat -- "$1"
-        # A ramdisk from elsewhere may end anywhere.
-        cpio_pad "$(stat -L -c %s -- "$1")"
-        cpio_dir job
-        cpio_file 0644 job/commands "$scratch/commands"
-        cpio_file 0600 job/nonce "$scratch/nonce"
-        cpio_end
-    } >"$4"
+    shift 3
+    cat -- "$ramdisk"
+    # A ramdisk from elsewhere may end anywhere.
+    cpio_pad "$(stat -L -c %s -- "$ramdisk")"
+    cpio_dir job
+    cpio_file 0644 job/commands "$scratch/commands"
+    cpio_file 0600 job/nonce "$scratch/nonce"
+    for file in "$@"; do cpio_file 0755 "job/${file##*/}" "$file"; done
+    cpio_end
 }

@@ -43,6 +43,7 @@ test_two_reboots_in_a_row_keep_the_disk() {
 test_without_a_disk_linux_boots() {
     run_guest --disk none -c 'if [ -e /dev/vda ]; then echo "there is a disk"; exit 1; fi; echo "no disk here"' | tee "$dir/out"
     expect_text "$dir/out" 'no disk here'
+    if [[ ${SPARKLER_RUN_ARGS-} != *--bare* ]]; then expect_text "$dir/out" 'no disk: the guest runs without'; fi
 }
 
 test_a_read_only_disk_refuses_writes() {
