@@ -125,7 +125,8 @@ fn read_4k(board: &Board) -> Verdict {
     let mut random = 1u64;
     let mut ticks = 0;
     for turn in 0..FEWER + 64 {
-        random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        random =
+            random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         ring.put_request(IN, (random >> 16) % (sectors / 8) * 8, 4096);
         gic::forget();
         let from = timer::now();

@@ -51,7 +51,10 @@ pub(crate) fn run(board: &Board) {
     });
     let Some(mut disk) = disk else { return };
     let capacity = disk.capacity();
-    println!("block: {capacity} sectors, {}", if disk.readonly() { "read-only" } else { "writable" });
+    println!(
+        "block: {capacity} sectors, {}",
+        if disk.readonly() { "read-only" } else { "writable" }
+    );
     check("block: capacity is what the configuration says", || {
         let base = slot.registers.base + CONFIG;
         let seen = u64::from(read32(base)) | u64::from(read32(base + 4)) << 32;
@@ -199,7 +202,8 @@ fn in_flight(disk: &mut Disk, first: usize, rounds: usize) -> Verdict {
         // No buffer may be in use when this returns.
         while flights.iter().any(|flight| flight.token.is_some()) {
             if let Some(token) = disk.peek_used() {
-                for (flight, buffer) in flights.iter_mut().zip(buffers.chunks_mut(2 * SECTOR_SIZE)) {
+                for (flight, buffer) in flights.iter_mut().zip(buffers.chunks_mut(2 * SECTOR_SIZE))
+                {
                     if flight.token == Some(token) {
                         land(disk, flight, buffer)?;
                     }
@@ -251,7 +255,10 @@ fn sectors(count: usize) -> &'static mut [u8] {
 
 /// A pattern in which every sector, every byte of it and every round differ.
 fn pattern(sector: usize, byte: usize, tag: u8) -> u8 {
-    (sector as u8).wrapping_mul(31) ^ (byte as u8) ^ ((byte >> 8) as u8).wrapping_mul(97) ^ tag.wrapping_mul(59)
+    (sector as u8).wrapping_mul(31)
+        ^ (byte as u8)
+        ^ ((byte >> 8) as u8).wrapping_mul(97)
+        ^ tag.wrapping_mul(59)
 }
 
 fn fill(buffer: &mut [u8], sector: usize, tag: u8) {
@@ -270,7 +277,9 @@ fn verify(buffer: &[u8], sector: usize, tag: impl Fn(usize) -> u8) -> Verdict {
     Ok(())
 }
 
-fn bounded_result<T>(request: impl FnOnce() -> virtio_drivers::Result<T>) -> virtio_drivers::Result<T> {
+fn bounded_result<T>(
+    request: impl FnOnce() -> virtio_drivers::Result<T>,
+) -> virtio_drivers::Result<T> {
     timer::bounded(10_000, request)
 }
 

@@ -3,7 +3,7 @@
 
 use crate::board::Board;
 use crate::console::println;
-use crate::mmio::{read32, write32, write64, write8};
+use crate::mmio::{read32, write8, write32, write64};
 use crate::{report, timer};
 use core::arch::asm;
 use core::sync::atomic::{AtomicU32, AtomicUsize, Ordering};

@@ -200,7 +200,11 @@ fn framing(ring: &mut Ring) -> Verdict {
     ring.fill_header(IN, 0);
     // SAFETY: addresses only.
     let (header, data, status) = unsafe {
-        (&raw const (*memory).header as u64, &raw const (*memory).data as u64, &raw const (*memory).status as u64)
+        (
+            &raw const (*memory).header as u64,
+            &raw const (*memory).data as u64,
+            &raw const (*memory).status as u64,
+        )
     };
     let pieces = [
         (header, 7, 0),
@@ -227,9 +231,12 @@ fn framing(ring: &mut Ring) -> Verdict {
 fn misplaced(ring: &mut Ring, board: &Board) -> Verdict {
     let past = (board.memory.base + board.memory.size) as u64;
     let here = ring.memory() as u64;
-    for (table, avail, used) in
-        [(past, past, past), (here, here + 0x400, u64::MAX - 7), (0, 0, 0), (here + 1, here + 3, here + 5)]
-    {
+    for (table, avail, used) in [
+        (past, past, past),
+        (here, here + 0x400, u64::MAX - 7),
+        (0, 0, 0),
+        (here + 1, here + 3, here + 5),
+    ] {
         ring.negotiate(VERSION_1)?;
         ring.place_queue(table, avail, used);
         ring.driver_ok();

@@ -14,9 +14,11 @@ const MAGIC: u32 = 0x7472_6976;
 /// Runs them all. Interrupts are still masked.
 pub(crate) fn run(board: &Board) {
     check("memory: what nobody wrote is zero", || zeroed(board));
-    check("fault: a read of nothing is an external abort", || abort(|| {
-        read32(HOLE);
-    }));
+    check("fault: a read of nothing is an external abort", || {
+        abort(|| {
+            read32(HOLE);
+        })
+    });
     check("fault: so is a write, a byte, a post-index read", || {
         abort(|| write32(HOLE, 1))?;
         abort(|| {

@@ -194,8 +194,13 @@ impl Ring {
         }
         (self.avail, self.used) = (0, 0);
         // SAFETY: addresses only.
-        let (table, avail, used) =
-            unsafe { (&raw const (*memory).table, &raw const (*memory).avail_flags, &raw const (*memory).used_flags) };
+        let (table, avail, used) = unsafe {
+            (
+                &raw const (*memory).table,
+                &raw const (*memory).avail_flags,
+                &raw const (*memory).used_flags,
+            )
+        };
         let ready = self.place_queue(table as u64, avail as u64, used as u64);
         expect(ready == 1, "QueueReady", ready)?;
         write32(self.base + STATUS, DRIVER | FEATURES_OK | DRIVER_OK);
@@ -207,7 +212,9 @@ impl Ring {
     pub(crate) fn place_queue(&mut self, table: u64, avail: u64, used: u64) -> u32 {
         write32(self.base + QUEUE_SEL, 0);
         write32(self.base + QUEUE_NUM, SIZE.into());
-        for (register, address) in [(QUEUE_DESC, table), (QUEUE_DRIVER, avail), (QUEUE_DEVICE, used)] {
+        for (register, address) in
+            [(QUEUE_DESC, table), (QUEUE_DRIVER, avail), (QUEUE_DEVICE, used)]
+        {
             write32(self.base + register, address as u32);
             write32(self.base + register + 4, (address >> 32) as u32);
         }
@@ -232,8 +239,9 @@ impl Ring {
         self.fill_header(kind, sector);
         let direction = if kind == OUT { 0 } else { WRITE };
         // SAFETY: addresses only.
-        let (header, data, status) =
-            unsafe { (&raw const (*memory).header, &raw const (*memory).data, &raw const (*memory).status) };
+        let (header, data, status) = unsafe {
+            (&raw const (*memory).header, &raw const (*memory).data, &raw const (*memory).status)
+        };
         let after_header = if length == 0 { 2 } else { 1 };
         self.put(0, Descriptor::of(header, 16, NEXT, after_header));
         self.put(1, Descriptor::of(data, length, direction | NEXT, 2));

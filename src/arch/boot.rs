@@ -61,7 +61,6 @@ impl BootInfo {
     pub fn image_size() -> u64 {
         (&raw const __end).addr() as u64 - layout::IMAGE_BASE as u64
     }
-
 }
 
 /// The first Rust that runs.

@@ -8,8 +8,8 @@ use aarch64_cpu::registers::{ICC_SRE_EL2, MPIDR_EL1, Readable, Writeable};
 use super::barrier;
 use super::mmio::Mmio;
 use super::registers::{
-    ICC_CTLR_EL1, ICC_DIR_EL1, ICC_EOIR1_EL1, ICC_IAR1_EL1, ICC_IGRPEN1_EL1, ICC_PMR_EL1, ICH_AP0R0_EL2,
-    ICH_AP1R0_EL2, ICH_HCR_EL2, ICH_VMCR_EL2,
+    ICC_CTLR_EL1, ICC_DIR_EL1, ICC_EOIR1_EL1, ICC_IAR1_EL1, ICC_IGRPEN1_EL1, ICC_PMR_EL1,
+    ICH_AP0R0_EL2, ICH_AP1R0_EL2, ICH_HCR_EL2, ICH_VMCR_EL2,
 };
 
 /// GICD and GICR offsets used here (IHI 0069, 12.8 to 12.11).

@@ -4,9 +4,7 @@ use core::arch::asm;
 
 use super::core::Core;
 use super::gic::{PhysicalGic, reset_virtual_interface};
-use super::interrupts::{
-    Doorbell, MAX_DOORBELLS, PHYSICAL_TIMER_INTID, VIRTUAL_TIMER_INTID,
-};
+use super::interrupts::{Doorbell, MAX_DOORBELLS, PHYSICAL_TIMER_INTID, VIRTUAL_TIMER_INTID};
 use super::{barrier, cache, el1, firmware, stage2, timer};
 use crate::backend::clock::Clock;
 use crate::cpu::{GuestRegisters, Pstate, Register};
@@ -147,7 +145,11 @@ impl Seat {
     fn dump(&self) {
         let registers = &self.vcpu.registers;
         let state = registers.pstate.bits();
-        log::error!("  pc {:#018x}  pstate {state:#x}  esr {:#x}", registers.pc, self.core.syndrome());
+        log::error!(
+            "  pc {:#018x}  pstate {state:#x}  esr {:#x}",
+            registers.pc,
+            self.core.syndrome()
+        );
         for n in (0..31).step_by(4) {
             let x = |k: u32| registers.get(Register::from_bits(n + k));
             log::error!("  x{n:<2} {:#018x} {:#018x} {:#018x} {:#018x}", x(0), x(1), x(2), x(3));

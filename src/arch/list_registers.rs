@@ -1,7 +1,7 @@
 //! The list registers of this core (IHI 0069, ICH_LR<n>_EL2).
 
-use super::registers::{ICH_EISR_EL2, ICH_ELRSR_EL2, ICH_HCR_EL2, ICH_VTR_EL2};
 use super::gic::deactivate;
+use super::registers::{ICH_EISR_EL2, ICH_ELRSR_EL2, ICH_HCR_EL2, ICH_VTR_EL2};
 use crate::gic::{ListRegister, ListRegisters, Maintenance};
 
 const HCR_EN: u64 = 1;
@@ -30,11 +30,25 @@ macro_rules! each_list_register {
 
 macro_rules! list_register {
     ($n:expr, |$name:ident| $action:expr) => {
-        each_list_register!($n, |$name| $action,
-            0 = ICH_LR0_EL2, 1 = ICH_LR1_EL2, 2 = ICH_LR2_EL2, 3 = ICH_LR3_EL2,
-            4 = ICH_LR4_EL2, 5 = ICH_LR5_EL2, 6 = ICH_LR6_EL2, 7 = ICH_LR7_EL2,
-            8 = ICH_LR8_EL2, 9 = ICH_LR9_EL2, 10 = ICH_LR10_EL2, 11 = ICH_LR11_EL2,
-            12 = ICH_LR12_EL2, 13 = ICH_LR13_EL2, 14 = ICH_LR14_EL2, 15 = ICH_LR15_EL2,
+        each_list_register!(
+            $n,
+            |$name| $action,
+            0 = ICH_LR0_EL2,
+            1 = ICH_LR1_EL2,
+            2 = ICH_LR2_EL2,
+            3 = ICH_LR3_EL2,
+            4 = ICH_LR4_EL2,
+            5 = ICH_LR5_EL2,
+            6 = ICH_LR6_EL2,
+            7 = ICH_LR7_EL2,
+            8 = ICH_LR8_EL2,
+            9 = ICH_LR9_EL2,
+            10 = ICH_LR10_EL2,
+            11 = ICH_LR11_EL2,
+            12 = ICH_LR12_EL2,
+            13 = ICH_LR13_EL2,
+            14 = ICH_LR14_EL2,
+            15 = ICH_LR15_EL2,
         )
     };
 }

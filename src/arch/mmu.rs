@@ -16,8 +16,7 @@ const ENTRIES: usize = 512;
 #[repr(C, align(4096))]
 struct Table([AtomicU64; ENTRIES]);
 
-static POOL: [Table; TABLES] =
-    [const { Table([const { AtomicU64::new(0) }; ENTRIES]) }; TABLES];
+static POOL: [Table; TABLES] = [const { Table([const { AtomicU64::new(0) }; ENTRIES]) }; TABLES];
 static TAKEN: AtomicUsize = AtomicUsize::new(0);
 /// Physical address of the image, to turn the address of a static into a physical one.
 static IMAGE: AtomicU64 = AtomicU64::new(0);
@@ -88,7 +87,8 @@ fn map(window: usize, pa: Pa, len: u64, attributes: u64) -> Result<(), MapError>
             let leaf_here = level == 3 || (present & 0b11) == descriptor::BLOCK;
             if leaf_here || (level > 0 && fits && present == 0) {
                 if present == 0 {
-                    let kind = if level == 3 { descriptor::TABLE_OR_PAGE } else { descriptor::BLOCK };
+                    let kind =
+                        if level == 3 { descriptor::TABLE_OR_PAGE } else { descriptor::BLOCK };
                     entry.store(at | attributes | kind, Ordering::Relaxed);
                 }
                 at = (at & !(size - 1)) + size;

@@ -28,7 +28,13 @@ impl Registers {
         barrier::isb();
         // SAFETY: dropping TLB entries is always allowed.
         unsafe {
-            asm!("dsb ishst", "tlbi vmalls12e1is", "dsb ish", "isb", options(nostack, preserves_flags));
+            asm!(
+                "dsb ishst",
+                "tlbi vmalls12e1is",
+                "dsb ish",
+                "isb",
+                options(nostack, preserves_flags)
+            );
         }
     }
 }
@@ -77,7 +83,13 @@ impl Tlb for Tlbs {
         Self::with_vmid(vmid, || {
             // SAFETY: dropping TLB entries is always allowed.
             unsafe {
-                asm!("dsb ishst", "tlbi vmalls12e1is", "dsb ish", "isb", options(nostack, preserves_flags));
+                asm!(
+                    "dsb ishst",
+                    "tlbi vmalls12e1is",
+                    "dsb ish",
+                    "isb",
+                    options(nostack, preserves_flags)
+                );
             }
         });
     }

@@ -1,8 +1,6 @@
 //! The system counter, and EL2's own timer for polls and time-outs (CNTHP, PPI 26).
 
-use aarch64_cpu::registers::{
-    CNTFRQ_EL0, CNTHP_CTL_EL2, CNTPCT_EL0, Readable, Writeable,
-};
+use aarch64_cpu::registers::{CNTFRQ_EL0, CNTHP_CTL_EL2, CNTPCT_EL0, Readable, Writeable};
 
 use super::barrier;
 use super::registers::CNTHP_CVAL_EL2;

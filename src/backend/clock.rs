@@ -34,11 +34,7 @@ impl Frequency {
     /// `span` in ticks, rounded up, saturating.
     pub const fn ticks(self, span: Duration) -> Ticks {
         let ticks = (span.as_nanos() * self.0.get() as u128).div_ceil(1_000_000_000);
-        if ticks > u64::MAX as u128 {
-            Ticks(u64::MAX)
-        } else {
-            Ticks(ticks as u64)
-        }
+        if ticks > u64::MAX as u128 { Ticks(u64::MAX) } else { Ticks(ticks as u64) }
     }
 }
 

@@ -19,11 +19,7 @@ pub struct NullDisk {
 impl NullDisk {
     /// A disk of `sectors` sectors of [`SECTOR_SIZE`] bytes.
     pub const fn new(sectors: u64) -> Self {
-        Self {
-            sectors,
-            finished: heapless::Deque::new(),
-            kicked: 0,
-        }
+        Self { sectors, finished: heapless::Deque::new(), kicked: 0 }
     }
 }
 
@@ -41,9 +37,7 @@ impl<'m> BlockBackend<'m> for NullDisk {
     }
 
     fn submit(&mut self, request: BlockRequest<'_, 'm>, _now: Ticks) -> Result<(), SubmitError> {
-        self.finished
-            .push_back(request.tag)
-            .map_err(|_| SubmitError::Busy)
+        self.finished.push_back(request.tag).map_err(|_| SubmitError::Busy)
     }
 
     fn kick(&mut self) {
@@ -68,12 +62,8 @@ mod tests {
     #[test]
     fn every_request_completes_once_after_the_kick() {
         let mut disk = NullDisk::new(8);
-        let request = |tag| BlockRequest {
-            tag: Tag(tag),
-            op: BlockOp::Read,
-            sector: 0,
-            segments: &[],
-        };
+        let request =
+            |tag| BlockRequest { tag: Tag(tag), op: BlockOp::Read, sector: 0, segments: &[] };
         for tag in 0..DEPTH as u16 {
             disk.submit(request(tag), Ticks(0)).unwrap();
         }

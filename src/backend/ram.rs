@@ -46,13 +46,7 @@ impl<'m> RamDisk<'m> {
             id,
         };
         let order = CompletionOrder::default();
-        Self {
-            disk,
-            info,
-            order,
-            finished: heapless::Deque::new(),
-            kicked: 0,
-        }
+        Self { disk, info, order, finished: heapless::Deque::new(), kicked: 0 }
     }
 
     /// The same disk, but it refuses writes.
@@ -100,9 +94,7 @@ impl<'m> BlockBackend<'m> for RamDisk<'m> {
         } else {
             BlockStatus::IoError
         };
-        self.finished
-            .push_back((request.tag, status))
-            .map_err(|_| SubmitError::Busy)
+        self.finished.push_back((request.tag, status)).map_err(|_| SubmitError::Busy)
     }
 
     fn kick(&mut self) {
@@ -135,12 +127,7 @@ mod tests {
         sector: u64,
         segments: &'a [SharedSlice<'m>],
     ) -> BlockRequest<'a, 'm> {
-        BlockRequest {
-            tag: Tag(tag),
-            op,
-            sector,
-            segments,
-        }
+        BlockRequest { tag: Tag(tag), op, sector, segments }
     }
 
     #[test]
@@ -154,16 +141,12 @@ mod tests {
         memory.fill(512, 512, 0xBB).unwrap();
         let part = |at, len| memory.subslice(at, len).unwrap();
         let segments = [part(0, 300), part(300, 724)];
-        backend
-            .submit(request(1, BlockOp::Write, 3, &segments), NOW)
-            .unwrap();
+        backend.submit(request(1, BlockOp::Write, 3, &segments), NOW).unwrap();
         backend.kick();
         assert_eq!(backend.poll(NOW), Some((Tag(1), BlockStatus::Ok)));
 
         let segments = [part(2048, 512)];
-        backend
-            .submit(request(2, BlockOp::Read, 4, &segments), NOW)
-            .unwrap();
+        backend.submit(request(2, BlockOp::Read, 4, &segments), NOW).unwrap();
         backend.kick();
         assert_eq!(backend.poll(NOW), Some((Tag(2), BlockStatus::Ok)));
         assert_eq!(memory.load_u8(2048), Some(0xBB));
@@ -178,16 +161,12 @@ mod tests {
         segments[0].fill(0, 1024, 0xAA).unwrap();
         let mut backend = RamDisk::new(disk.slice(Pa::new(0)), [0; ID_SIZE]);
         for sector in [7, 8, u64::MAX / 512, u64::MAX] {
-            backend
-                .submit(request(1, BlockOp::Write, sector, &segments), NOW)
-                .unwrap();
+            backend.submit(request(1, BlockOp::Write, sector, &segments), NOW).unwrap();
             backend.kick();
             assert_eq!(backend.poll(NOW), Some((Tag(1), BlockStatus::IoError)));
         }
         let mut backend = RamDisk::new(disk.slice(Pa::new(0)), [0; ID_SIZE]).read_only();
-        backend
-            .submit(request(1, BlockOp::Write, 0, &segments), NOW)
-            .unwrap();
+        backend.submit(request(1, BlockOp::Write, 0, &segments), NOW).unwrap();
         backend.kick();
         assert_eq!(backend.poll(NOW), Some((Tag(1), BlockStatus::IoError)));
         assert_eq!(disk.slice(Pa::new(0)).load_u8(0), Some(0));
@@ -196,15 +175,12 @@ mod tests {
     #[test]
     fn nothing_completes_before_the_kick_and_order_is_as_asked() {
         let disk = HostRam::new(4096);
-        for (order, tags) in [
-            (CompletionOrder::InOrder, [0, 1, 2]),
-            (CompletionOrder::Reversed, [2, 1, 0]),
-        ] {
+        for (order, tags) in
+            [(CompletionOrder::InOrder, [0, 1, 2]), (CompletionOrder::Reversed, [2, 1, 0])]
+        {
             let mut backend = RamDisk::new(disk.slice(Pa::new(0)), [0; ID_SIZE]).with_order(order);
             for tag in 0..3 {
-                backend
-                    .submit(request(tag, BlockOp::Flush, 0, &[]), NOW)
-                    .unwrap();
+                backend.submit(request(tag, BlockOp::Flush, 0, &[]), NOW).unwrap();
             }
             assert_eq!(backend.poll(NOW), None);
             assert_eq!(backend.in_flight(), 3);
@@ -219,9 +195,7 @@ mod tests {
         let disk = HostRam::new(4096);
         let mut backend = RamDisk::new(disk.slice(Pa::new(0)), [0; ID_SIZE]);
         for tag in 0..DEPTH as u16 {
-            backend
-                .submit(request(tag, BlockOp::Flush, 0, &[]), NOW)
-                .unwrap();
+            backend.submit(request(tag, BlockOp::Flush, 0, &[]), NOW).unwrap();
         }
         let one_more = || request(99, BlockOp::Flush, 0, &[]);
         assert_eq!(backend.submit(one_more(), NOW), Err(SubmitError::Busy));

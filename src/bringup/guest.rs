@@ -95,12 +95,7 @@ pub(super) fn run(boot: BootInfo, board: Board<'static>, tree: PaRange) -> ! {
     let Some(scratch) = place([0u8; GUEST_FDT_LEN]) else {
         stop(format_args!("EL2's arena is too small for a device tree"));
     };
-    let plan = Plan {
-        modules,
-        scratch,
-        stage2: stage2::Registers::new(&stage2),
-        gic,
-    };
+    let plan = Plan { modules, scratch, stage2: stage2::Registers::new(&stage2), gic };
     let Some(seat) = seat(vm, doorbells, plan) else {
         stop(format_args!("EL2's arena is too small for the vCPU"));
     };

@@ -50,11 +50,7 @@ impl PstateFeatures {
     /// The features of the core itself, from the hardware's ID_AA64PFR1_EL1 and ID_AA64MMFR1_EL1:
     /// not what the guest is shown, because the guest's core behaves as the hardware does.
     pub const fn from_id_registers(pfr1: u64, mmfr1: u64) -> Self {
-        Self {
-            pan: mmfr1 >> 20 & 0xF != 0,
-            ssbs: pfr1 >> 4 & 0xF != 0,
-            mte: pfr1 >> 8 & 0xF != 0,
-        }
+        Self { pan: mmfr1 >> 20 & 0xF != 0, ssbs: pfr1 >> 4 & 0xF != 0, mte: pfr1 >> 8 & 0xF != 0 }
     }
 }
 
@@ -135,11 +131,7 @@ impl ExceptionSource {
     const fn entry_state(&self, features: PstateFeatures) -> Pstate {
         let from = self.pstate.bits();
         let mut to = from & Pstate::NZCV | Pstate::DAIF | Pstate::EL1H;
-        let dit = if self.pstate.is_aarch32() {
-            Pstate::DIT_AARCH32
-        } else {
-            Pstate::DIT
-        };
+        let dit = if self.pstate.is_aarch32() { Pstate::DIT_AARCH32 } else { Pstate::DIT };
         if from & dit != 0 {
             to |= Pstate::DIT;
         }
@@ -169,16 +161,8 @@ const fn abort(class: u64, write: u64, address: Option<u64>) -> (u64, Option<u64
 mod tests {
     use super::*;
 
-    const ALL: PstateFeatures = PstateFeatures {
-        pan: true,
-        ssbs: true,
-        mte: true,
-    };
-    const NONE: PstateFeatures = PstateFeatures {
-        pan: false,
-        ssbs: false,
-        mte: false,
-    };
+    const ALL: PstateFeatures = PstateFeatures { pan: true, ssbs: true, mte: true };
+    const NONE: PstateFeatures = PstateFeatures { pan: false, ssbs: false, mte: false };
 
     fn source(pstate: u64) -> ExceptionSource {
         ExceptionSource {
@@ -189,10 +173,8 @@ mod tests {
         }
     }
 
-    const READ: GuestException = GuestException::DataAbort {
-        address: Some(0xFFFF_0000_DEAD_0000),
-        write: false,
-    };
+    const READ: GuestException =
+        GuestException::DataAbort { address: Some(0xFFFF_0000_DEAD_0000), write: false };
 
     #[test]
     fn the_vector_depends_on_where_the_guest_was() {
@@ -210,24 +192,16 @@ mod tests {
         assert_eq!(injection.far, Some(0xFFFF_0000_DEAD_0000));
         assert_eq!(injection.elr, 0x4008_1234);
         assert_eq!(injection.spsr, Pstate::new(Pstate::EL1H));
-        let write = GuestException::DataAbort {
-            address: None,
-            write: true,
-        };
+        let write = GuestException::DataAbort { address: None, write: true };
         let injection = source(Pstate::EL0T).inject(write, NONE);
         assert_eq!((injection.esr, injection.far), (0x9200_0450, None));
     }
 
     #[test]
     fn an_instruction_abort_and_an_undefined_instruction_have_their_classes() {
-        let fetch = GuestException::InstructionAbort {
-            address: Some(0x5000_0000),
-        };
+        let fetch = GuestException::InstructionAbort { address: Some(0x5000_0000) };
         let injection = source(Pstate::EL1H).inject(fetch, NONE);
-        assert_eq!(
-            (injection.esr, injection.far),
-            (0x8600_0010, Some(0x5000_0000))
-        );
+        assert_eq!((injection.esr, injection.far), (0x8600_0010, Some(0x5000_0000)));
         assert_eq!(source(0b1_0000).inject(fetch, NONE).esr, 0x8200_0010);
         let undefined = source(Pstate::EL1H).inject(GuestException::Undefined, NONE);
         assert_eq!((undefined.esr, undefined.far), (0x0200_0000, None));
@@ -246,30 +220,21 @@ mod tests {
     #[test]
     fn pan_and_ssbs_follow_the_guests_sctlr_and_tco_the_core() {
         let state = |sctlr, pstate, features| {
-            let source = ExceptionSource {
-                sctlr,
-                ..source(pstate)
-            };
+            let source = ExceptionSource { sctlr, ..source(pstate) };
             source.inject(READ, features).pstate.bits() & !(Pstate::DAIF | Pstate::MODE)
         };
         let (pan, ssbs, tco) = (Pstate::PAN, Pstate::SSBS, Pstate::TCO);
         assert_eq!(state(0, Pstate::EL1H, ALL), pan | tco);
         assert_eq!(state(SCTLR_SPAN, Pstate::EL1H, ALL), tco);
         assert_eq!(state(SCTLR_SPAN, Pstate::EL1H | pan, ALL), pan | tco);
-        assert_eq!(
-            state(SCTLR_SPAN | SCTLR_DSSBS, Pstate::EL1H, ALL),
-            ssbs | tco
-        );
+        assert_eq!(state(SCTLR_SPAN | SCTLR_DSSBS, Pstate::EL1H, ALL), ssbs | tco);
         assert_eq!(state(SCTLR_DSSBS, Pstate::EL1H | pan | ssbs | tco, NONE), 0);
     }
 
     #[test]
     fn dit_moves_from_its_aarch32_place() {
         let injection = source(0b1_0000 | Pstate::DIT_AARCH32).inject(READ, NONE);
-        assert_eq!(
-            injection.pstate.bits(),
-            Pstate::EL1H | Pstate::DAIF | Pstate::DIT
-        );
+        assert_eq!(injection.pstate.bits(), Pstate::EL1H | Pstate::DAIF | Pstate::DIT);
         // SS of AArch64 is in the same place and is no DIT.
         let injection = source(Pstate::EL0T | Pstate::SS).inject(READ, NONE);
         assert_eq!(injection.pstate.bits(), Pstate::EL1H | Pstate::DAIF);
@@ -283,10 +248,7 @@ mod tests {
 
     #[test]
     fn a_vector_base_with_reserved_bits_or_at_the_top_is_no_panic() {
-        let odd = ExceptionSource {
-            vector_base: u64::MAX,
-            ..source(0b1_0000)
-        };
+        let odd = ExceptionSource { vector_base: u64::MAX, ..source(0b1_0000) };
         assert_eq!(odd.inject(READ, ALL).pc, 0xFFFF_FFFF_FFFF_FE00);
     }
 }

@@ -205,15 +205,9 @@ impl Instruction {
                 sixty_four: self.sixty_four,
             })
         } else {
-            MmioKind::Store {
-                value: self.width.truncate(registers.get(register)),
-            }
+            MmioKind::Store { value: self.width.truncate(registers.get(register)) }
         };
-        MmioAccess {
-            ipa,
-            width: self.width,
-            kind,
-        }
+        MmioAccess { ipa, width: self.width, kind }
     }
 }
 
@@ -238,17 +232,9 @@ pub fn decode(
         register => registers.get(register),
     };
     let moved = base.wrapping_add_signed(instruction.offset);
-    let address = if instruction.index == Index::Post {
-        base
-    } else {
-        moved
-    };
+    let address = if instruction.index == Index::Post { base } else { moved };
     let width = instruction.width.bytes();
-    let total = if instruction.second.is_some() {
-        2 * width
-    } else {
-        width
-    };
+    let total = if instruction.second.is_some() { 2 * width } else { width };
     // The core reports an address in the access, and for a pair of device registers the first;
     // one in the second register is as good, as long as all of it is in the page that aborted.
     let into = fault.address.wrapping_sub(address);
@@ -263,9 +249,7 @@ pub fn decode(
     let next = Ipa::new(ipa.raw().wrapping_add(width));
     Ok(Transfer {
         first: instruction.access(ipa, instruction.transfer, registers),
-        second: instruction
-            .second
-            .map(|register| instruction.access(next, register, registers)),
+        second: instruction.second.map(|register| instruction.access(next, register, registers)),
         write_back: match (instruction.index, instruction.base) {
             (Index::Offset, _) => WriteBack::None,
             (_, Register::ZERO) => WriteBack::StackPointer(moved),

@@ -71,16 +71,9 @@ impl LoadTarget {
     /// What the register holds after `raw` was loaded.
     #[inline(always)]
     pub const fn extend(self, raw: u64) -> u64 {
-        let value = if self.sign_extend {
-            self.width.sign_extend(raw)
-        } else {
-            self.width.truncate(raw)
-        };
-        if self.sixty_four {
-            value
-        } else {
-            value & 0xFFFF_FFFF
-        }
+        let value =
+            if self.sign_extend { self.width.sign_extend(raw) } else { self.width.truncate(raw) };
+        if self.sixty_four { value } else { value & 0xFFFF_FFFF }
     }
 
     /// Completes the load with the device's answer.
@@ -121,9 +114,7 @@ impl MmioAccess {
         let instruction = abort.instruction()?;
         let width = instruction.width;
         let kind = if abort.is_write() {
-            MmioKind::Store {
-                value: width.truncate(registers.get(instruction.register)),
-            }
+            MmioKind::Store { value: width.truncate(registers.get(instruction.register)) }
         } else {
             MmioKind::Load(LoadTarget {
                 register: instruction.register,
@@ -188,9 +179,7 @@ mod tests {
         let abort = DataAbort::from_iss(1 << 24 | 2 << 22 | 31 << 16 | 0x07);
         let mut registers = GuestRegisters::new();
         let access = MmioAccess::from_abort(abort, Ipa::new(0), &registers).unwrap();
-        let MmioKind::Load(target) = access.kind else {
-            panic!("a store")
-        };
+        let MmioKind::Load(target) = access.kind else { panic!("a store") };
         target.complete(u64::MAX, &mut registers);
         assert_eq!(registers, GuestRegisters::new());
     }
@@ -198,9 +187,6 @@ mod tests {
     #[test]
     fn an_abort_without_instruction_syndrome_is_no_access_yet() {
         let abort = DataAbort::from_iss(0x00FF_FFFF);
-        assert_eq!(
-            MmioAccess::from_abort(abort, Ipa::new(0), &GuestRegisters::new()),
-            None
-        );
+        assert_eq!(MmioAccess::from_abort(abort, Ipa::new(0), &GuestRegisters::new()), None);
     }
 }

@@ -23,11 +23,7 @@ impl Affinity {
 
     /// The affinity in a call's argument, `None` if bits outside the fields are set.
     const fn from_argument(argument: u64) -> Option<Self> {
-        if argument & !Self::FIELDS == 0 {
-            Some(Self(argument))
-        } else {
-            None
-        }
+        if argument & !Self::FIELDS == 0 { Some(Self(argument)) } else { None }
     }
 
     /// The fields in MPIDR's places.
@@ -62,11 +58,7 @@ pub struct SingleCpu(pub Affinity);
 
 impl CpuTable for SingleCpu {
     fn state(&self, cpu: Affinity) -> Option<CpuState> {
-        if cpu == self.0 {
-            Some(CpuState::On)
-        } else {
-            None
-        }
+        if cpu == self.0 { Some(CpuState::On) } else { None }
     }
     fn is_entry_point(&self, _: Ipa) -> bool {
         // There is nobody to start: the state is asked first.
@@ -190,15 +182,8 @@ impl Call {
     /// immediate is no call; SMCCC reserves it.
     pub const fn decode([x0, x1, x2, x3]: [u64; 4]) -> Self {
         let id = x0 as u32;
-        let mask = if id & SMC64 != 0 {
-            u64::MAX
-        } else {
-            0xFFFF_FFFF
-        };
-        Self {
-            function: Function::from_id(id),
-            arguments: [x1 & mask, x2 & mask, x3 & mask],
-        }
+        let mask = if id & SMC64 != 0 { u64::MAX } else { 0xFFFF_FFFF };
+        Self { function: Function::from_id(id), arguments: [x1 & mask, x2 & mask, x3 & mask] }
     }
 
     /// Judges the call.
@@ -274,11 +259,7 @@ fn cpu_on(
             if !entry.is_aligned(4) || !cpus.is_entry_point(entry) {
                 return Err(CallError::InvalidAddress);
             }
-            Ok(Outcome::CpuOn {
-                cpu,
-                entry,
-                context,
-            })
+            Ok(Outcome::CpuOn { cpu, entry, context })
         }
     }
 }

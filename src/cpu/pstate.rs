@@ -89,11 +89,7 @@ impl Pstate {
             return self;
         }
         let state = (self.0 & Self::IT_HIGH) >> 8 | (self.0 & Self::IT_LOW) >> 25;
-        let next = if state & 0b111 == 0 {
-            0
-        } else {
-            state & 0xE0 | (state << 1) & 0x1F
-        };
+        let next = if state & 0b111 == 0 { 0 } else { state & 0xE0 | (state << 1) & 0x1F };
         let rest = self.0 & !(Self::IT_HIGH | Self::IT_LOW);
         Self(rest | (next << 8) & Self::IT_HIGH | (next << 25) & Self::IT_LOW)
     }
@@ -106,21 +102,15 @@ mod tests {
     #[test]
     fn a_completed_a64_instruction_clears_btype_and_step() {
         let before = Pstate::new(0x6000_0000 | Pstate::EL1H | Pstate::BTYPE | Pstate::SS);
-        assert_eq!(
-            before.after_instruction().bits(),
-            0x6000_0000 | Pstate::EL1H
-        );
+        assert_eq!(before.after_instruction().bits(), 0x6000_0000 | Pstate::EL1H);
     }
 
     #[test]
     fn levels_and_stack_pointers_follow_the_mode() {
         let user32 = Pstate::new(0b1_0000);
         assert!(user32.is_el0() && user32.is_aarch32() && !user32.uses_sp_el1());
-        let (el0, el1t, el1h) = (
-            Pstate::new(Pstate::EL0T),
-            Pstate::new(Pstate::EL1T),
-            Pstate::new(Pstate::EL1H),
-        );
+        let (el0, el1t, el1h) =
+            (Pstate::new(Pstate::EL0T), Pstate::new(Pstate::EL1T), Pstate::new(Pstate::EL1H));
         assert!(el0.is_el0() && !el0.uses_sp_el1());
         assert!(!el1t.is_el0() && !el1t.uses_sp_el1());
         assert!(!el1h.is_el0() && el1h.uses_sp_el1());
@@ -130,11 +120,8 @@ mod tests {
     fn an_it_block_moves_on_one_instruction() {
         let pack = |it: u64| (it >> 2 & 0x3F) << 10 | (it & 3) << 25 | Pstate::T32 | 0x10;
         // ITTE EQ: condition 0000, mask 0110 with the next condition's low bit on top.
-        for (it, next) in [
-            (0b0000_0110, 0b0000_1100),
-            (0b0000_1100, 0b0001_1000),
-            (0b0001_1000, 0),
-        ] {
+        for (it, next) in [(0b0000_0110, 0b0000_1100), (0b0000_1100, 0b0001_1000), (0b0001_1000, 0)]
+        {
             assert_eq!(Pstate::new(pack(it)).after_instruction().bits(), pack(next));
         }
         let a32 = Pstate::new(pack(6) & !Pstate::T32);

@@ -49,11 +49,7 @@ impl GuestRegisters {
 
     /// All registers zero.
     pub const fn new() -> Self {
-        Self {
-            x: [0; 31],
-            pc: 0,
-            pstate: Pstate::new(0),
-        }
+        Self { x: [0; 31], pc: 0, pstate: Pstate::new(0) }
     }
 
     /// The value of a register; zero for XZR.
@@ -113,10 +109,7 @@ mod tests {
             registers.set(Register::from_bits(number), u64::from(number) + 100);
         }
         for number in 0..31 {
-            assert_eq!(
-                registers.get(Register::from_bits(number)),
-                u64::from(number) + 100
-            );
+            assert_eq!(registers.get(Register::from_bits(number)), u64::from(number) + 100);
         }
         assert_eq!(registers.get(Register::ZERO), 0);
         assert_eq!((registers.pc, registers.pstate.bits()), (0, 0));

@@ -25,11 +25,7 @@ impl InstructionLength {
     /// The length an ESR states.
     #[inline]
     pub const fn from_esr(esr: u64) -> Self {
-        if esr & 1 << 25 != 0 {
-            Self::Four
-        } else {
-            Self::Two
-        }
+        if esr & 1 << 25 != 0 { Self::Four } else { Self::Two }
     }
 
     /// The length in bytes.
@@ -115,13 +111,9 @@ impl Syndrome {
         match class.0 {
             0x24 => Self::DataAbort(DataAbort(iss)),
             0x18 => Self::SystemRegister(SystemRegisterAccess(iss)),
-            0x16 => Self::Hvc {
-                immediate: iss as u16,
-            },
+            0x16 => Self::Hvc { immediate: iss as u16 },
             0x01 => Self::WaitFor(WaitFor(iss)),
-            0x17 => Self::Smc {
-                immediate: iss as u16,
-            },
+            0x17 => Self::Smc { immediate: iss as u16 },
             0x20 => Self::InstructionAbort(InstructionAbort(iss)),
             0x07 => Self::FpAccess,
             0x19 => Self::SveAccess,
@@ -292,11 +284,7 @@ impl WaitFor {
     /// The register with the virtual counter value at which WFIT and WFET give up; `None` for WFI
     /// and WFE, or if the core does not name it (RV = 0).
     pub const fn timeout(self) -> Option<Register> {
-        if self.0 & 0b110 == 0b110 {
-            Some(Register::from_bits(self.0 >> 5))
-        } else {
-            None
-        }
+        if self.0 & 0b110 == 0b110 { Some(Register::from_bits(self.0 >> 5)) } else { None }
     }
 
     /// Whether it is WFIT or WFET.

@@ -63,10 +63,7 @@ pub struct Pl011<R> {
 impl<R: Registers> Pl011<R> {
     /// The PL011 behind `registers`, left as the firmware set it up.
     pub const fn new(registers: R) -> Self {
-        Self {
-            registers,
-            stuck: false,
-        }
+        Self { registers, stuck: false }
     }
 
     /// Makes the line 8N1 with FIFOs and turns transmitter and receiver on.
@@ -93,8 +90,7 @@ impl<R: Registers> Pl011<R> {
     /// The line stays up until [`acknowledge_interrupt`](Self::acknowledge_interrupt), or until
     /// the FIFO has been read empty.
     pub fn set_receive_interrupt(&self, on: bool) {
-        self.registers
-            .write32(UARTIMSC, if on { INT_RX | INT_RT } else { 0 });
+        self.registers.write32(UARTIMSC, if on { INT_RX | INT_RT } else { 0 });
     }
 
     /// Takes the receive interrupt back. Read the bytes afterwards: one that comes in later raises
@@ -230,10 +226,7 @@ mod tests {
         uart.full_for.set(3);
         Pl011::new(&uart).enable();
         assert_eq!(uart.looks.get(), 4);
-        assert_eq!(
-            *uart.writes.borrow(),
-            [(0x30, 0xc300), (0x2c, 0x70), (0x30, 0xc301)]
-        );
+        assert_eq!(*uart.writes.borrow(), [(0x30, 0xc300), (0x2c, 0x70), (0x30, 0xc301)]);
     }
 
     #[test]
@@ -252,11 +245,7 @@ mod tests {
         uart.full_for.set(PATIENCE + 1);
         port.write_byte(b'a');
         port.write_byte(b'b');
-        assert_eq!(
-            uart.looks.get(),
-            PATIENCE + 1,
-            "the second byte takes one look"
-        );
+        assert_eq!(uart.looks.get(), PATIENCE + 1, "the second byte takes one look");
         port.write_byte(b'c');
         uart.full_for.set(5);
         port.write_byte(b'd');
@@ -269,9 +258,7 @@ mod tests {
         let mut port = Pl011::new(&uart);
         assert_eq!(port.read_byte(), None);
         // 0x800: overrun, the byte itself is good.
-        uart.received
-            .borrow_mut()
-            .extend([u32::from(b'1'), DR_BE, 0x800 | u32::from(b'2')]);
+        uart.received.borrow_mut().extend([u32::from(b'1'), DR_BE, 0x800 | u32::from(b'2')]);
         assert_eq!(port.read_byte(), Some(b'1'));
         assert_eq!(port.read_byte(), Some(b'2'));
         assert_eq!(port.read_byte(), None);

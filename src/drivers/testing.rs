@@ -26,14 +26,8 @@ impl FakeRam {
         assert!(layout.size() > 0);
         // SAFETY: the size is not zero.
         let pointer = unsafe { alloc_zeroed(layout) };
-        let Some(base) = NonNull::new(pointer) else {
-            handle_alloc_error(layout)
-        };
-        Self {
-            base,
-            layout,
-            next: Cell::new(0),
-        }
+        let Some(base) = NonNull::new(pointer) else { handle_alloc_error(layout) };
+        Self { base, layout, next: Cell::new(0) }
     }
 
     fn all(&self) -> SharedSlice<'_> {
@@ -45,19 +39,14 @@ impl FakeRam {
     /// The next `bytes`, page-aligned.
     pub(crate) fn allocate(&self, bytes: usize) -> SharedSlice<'_> {
         let offset = self.next.get();
-        self.next
-            .set((offset + bytes).next_multiple_of(PAGE_SIZE as usize));
-        self.all()
-            .subslice(offset, bytes)
-            .expect("fake RAM is used up")
+        self.next.set((offset + bytes).next_multiple_of(PAGE_SIZE as usize));
+        self.all().subslice(offset, bytes).expect("fake RAM is used up")
     }
 
     /// What a device finds at `pa`.
     pub(crate) fn at(&self, pa: u64, bytes: usize) -> SharedSlice<'_> {
         let offset = pa.checked_sub(Self::PA).expect("DMA below RAM");
-        self.all()
-            .subslice(offset as usize, bytes)
-            .expect("DMA above RAM")
+        self.all().subslice(offset as usize, bytes).expect("DMA above RAM")
     }
 }
 
@@ -77,9 +66,7 @@ pub(crate) fn fill(memory: SharedSlice<'_>, bytes: &[u8]) {
 
 /// Copies shared memory out.
 pub(crate) fn dump(memory: SharedSlice<'_>) -> Vec<u8> {
-    (0..memory.len())
-        .map(|offset| memory.load_u8(offset).unwrap())
-        .collect()
+    (0..memory.len()).map(|offset| memory.load_u8(offset).unwrap()).collect()
 }
 
 /// A delay that does not wait and counts the nanoseconds it should have waited.

@@ -177,18 +177,12 @@ impl<'a> Board<'a> {
         for entry in fdt.memory_reservations() {
             board.reserve(PaRange::new(entry.address(), entry.size()))?;
         }
-        root.at("reserved-memory", &mut |node| board.read_reserved(node))
-            .transpose()?;
+        root.at("reserved-memory", &mut |node| board.read_reserved(node)).transpose()?;
         root.at("cpus", &mut |node| board.read_cpus(node));
-        root.at("chosen", &mut |node| board.read_chosen(&root, node))
-            .transpose()?;
+        root.at("chosen", &mut |node| board.read_chosen(&root, node)).transpose()?;
         board.read_devices(&root);
-        board.console = board
-            .console
-            .or_else(|| named_console(&root, gic_phandle(&root)));
-        board.console = board
-            .console
-            .or_else(|| first_pl011(&root, gic_phandle(&root)));
+        board.console = board.console.or_else(|| named_console(&root, gic_phandle(&root)));
+        board.console = board.console.or_else(|| first_pl011(&root, gic_phandle(&root)));
         Ok(board)
     }
 
@@ -211,10 +205,7 @@ impl<'a> Board<'a> {
     }
 
     fn reserve(&mut self, range: PaRange) -> Result<(), BoardError<'a>> {
-        let full = BoardError::TooMany {
-            what: "reserved ranges",
-            limit: MAX_RESERVED,
-        };
+        let full = BoardError::TooMany { what: "reserved ranges", limit: MAX_RESERVED };
         if range.is_empty() {
             return Ok(());
         }
@@ -228,15 +219,9 @@ impl<'a> Board<'a> {
             if node.text("device_type") != Some("memory") || !node.is_enabled() {
                 return;
             }
-            let path = NodePath {
-                parent: "",
-                name: node.name(),
-            };
+            let path = NodePath { parent: "", name: node.name() };
             let Some(ranges) = node.reg_in(cells) else {
-                result = Err(BoardError::BadNode {
-                    node: path,
-                    reason: "reg is not understood",
-                });
+                result = Err(BoardError::BadNode { node: path, reason: "reg is not understood" });
                 return;
             };
             for range in ranges.filter(|range| !range.is_empty()) {
@@ -250,11 +235,7 @@ impl<'a> Board<'a> {
             }
         });
         result?;
-        if self.memory.is_empty() {
-            Err(BoardError::NoMemory)
-        } else {
-            Ok(())
-        }
+        if self.memory.is_empty() { Err(BoardError::NoMemory) } else { Ok(()) }
     }
 
     fn read_reserved(&mut self, parent: &Place<'_, 'a>) -> Result<(), BoardError<'a>> {
@@ -265,16 +246,10 @@ impl<'a> Board<'a> {
             if node.value("reg").is_none() || !node.is_enabled() || result.is_err() {
                 return;
             }
-            let path = NodePath {
-                parent: "/reserved-memory",
-                name: node.name(),
-            };
+            let path = NodePath { parent: "/reserved-memory", name: node.name() };
             result = match node.reg_in(cells) {
                 Some(mut ranges) => ranges.try_for_each(|range| self.reserve(range)),
-                None => Err(BoardError::BadNode {
-                    node: path,
-                    reason: "reg is not understood",
-                }),
+                None => Err(BoardError::BadNode { node: path, reason: "reg is not understood" }),
             };
         });
         result
@@ -295,10 +270,7 @@ impl<'a> Board<'a> {
                 _ => CpuEnable::Unknown,
             };
             // The cores that do not fit are simply not used.
-            let _ = self.cpus.push(Cpu {
-                mpidr: id.base.raw(),
-                enable,
-            });
+            let _ = self.cpus.push(Cpu { mpidr: id.base.raw(), enable });
         });
     }
 
@@ -308,10 +280,7 @@ impl<'a> Board<'a> {
         chosen: &Place<'_, 'a>,
     ) -> Result<(), BoardError<'a>> {
         self.bootargs = chosen.text("bootargs").unwrap_or("");
-        let (start, end) = (
-            chosen.number("linux,initrd-start"),
-            chosen.number("linux,initrd-end"),
-        );
+        let (start, end) = (chosen.number("linux,initrd-start"), chosen.number("linux,initrd-end"));
         if let (Some(start), Some(end)) = (start, end)
             && start < end
         {
@@ -350,11 +319,7 @@ impl<'a> Board<'a> {
                 let coherent = node.value("dma-coherent").is_some();
                 let interrupt = node.interrupt(0, gic);
                 // The slots that do not fit are simply not looked at.
-                let _ = self.virtio.push(VirtioSlot {
-                    registers,
-                    interrupt,
-                    coherent,
-                });
+                let _ = self.virtio.push(VirtioSlot { registers, interrupt, coherent });
             }
         });
         self.virtio.sort_unstable_by_key(|slot| slot.registers.base);
@@ -395,17 +360,9 @@ fn read_gic(node: &Place<'_, '_>, phandle: Option<u64>) -> Option<Gic> {
         });
     }
     let regions = node.number("#redistributor-regions").unwrap_or(1);
-    let regions = usize::try_from(regions)
-        .ok()?
-        .min(MAX_REDISTRIBUTOR_REGIONS);
-    let redistributors = (0..regions)
-        .map_while(|index| node.reg(1 + index))
-        .collect();
-    Some(Gic::V3 {
-        distributor,
-        redistributors,
-        maintenance,
-    })
+    let regions = usize::try_from(regions).ok()?.min(MAX_REDISTRIBUTOR_REGIONS);
+    let redistributors = (0..regions).map_while(|index| node.reg(1 + index)).collect();
+    Some(Gic::V3 { distributor, redistributors, maintenance })
 }
 
 /// The UART that `/chosen/stdout-path` names by path or alias; options behind a colon are ignored.
@@ -414,9 +371,7 @@ fn named_console<'a>(root: &Place<'_, 'a>, gic: Option<u64>) -> Option<Uart<'a>>
     let name = stdout.split(':').next()?;
     let path = match name.strip_prefix('/') {
         Some(path) => path,
-        None => root
-            .at("aliases", &mut |aliases| aliases.text(name))??
-            .strip_prefix('/')?,
+        None => root.at("aliases", &mut |aliases| aliases.text(name))??.strip_prefix('/')?,
     };
     root.at(path, &mut |node| read_uart(node, gic))?
 }

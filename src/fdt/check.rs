@@ -36,10 +36,7 @@ const END: u32 = 9;
 /// [`BoardError::NotAnFdt`], [`Truncated`](BoardError::Truncated),
 /// [`TooLarge`](BoardError::TooLarge).
 pub fn blob_size(header: &[u8], address: Pa) -> Result<usize, BoardError<'static>> {
-    let short = BoardError::Truncated {
-        size: HEADER_LEN,
-        have: header.len(),
-    };
+    let short = BoardError::Truncated { size: HEADER_LEN, have: header.len() };
     let magic = word(header, 0).ok_or(short)?;
     if magic != MAGIC {
         return Err(BoardError::NotAnFdt { address, magic });
@@ -57,16 +54,9 @@ pub fn blob_size(header: &[u8], address: Pa) -> Result<usize, BoardError<'static
 /// The tree in `blob`, which is at `address` and may have bytes behind it.
 pub(super) fn checked(blob: &[u8], address: Pa) -> Result<Fdt<'_>, BoardError<'static>> {
     let size = blob_size(blob, address)?;
-    let truncated = BoardError::Truncated {
-        size,
-        have: blob.len(),
-    };
+    let truncated = BoardError::Truncated { size, have: blob.len() };
     let blob = blob.get(..size).ok_or(truncated)?;
-    let header = |offset| {
-        word(blob, offset)
-            .map(|word| word as usize)
-            .ok_or(truncated)
-    };
+    let header = |offset| word(blob, offset).map(|word| word as usize).ok_or(truncated);
     let (version, compatible) = (header(20)? as u32, header(24)? as u32);
     if version < VERSION || compatible > VERSION {
         return Err(BoardError::Version(version));
@@ -94,10 +84,7 @@ fn word(blob: &[u8], offset: usize) -> Option<u32> {
 /// The list of reservations ends with an entry of zeroes.
 fn check_reservations(blob: &[u8], start: usize) -> Result<(), BoardError<'static>> {
     let entries = blob.get(start..).unwrap_or_default();
-    if entries
-        .chunks_exact(16)
-        .any(|entry| entry.iter().all(|byte| *byte == 0))
-    {
+    if entries.chunks_exact(16).any(|entry| entry.iter().all(|byte| *byte == 0)) {
         return Ok(());
     }
     Err(malformed(start, "memory reservations without an end"))
@@ -203,10 +190,7 @@ mod tests {
     #[test]
     fn every_cut_is_noticed() {
         for len in 0..TREE.len() {
-            assert!(
-                matches!(error(&TREE[..len]), BoardError::Truncated { .. }),
-                "{len}"
-            );
+            assert!(matches!(error(&TREE[..len]), BoardError::Truncated { .. }), "{len}");
             if len >= HEADER_LEN {
                 // Even if the header agrees with the cut.
                 let mut blob = with_word(4, len as u32);
@@ -218,15 +202,9 @@ mod tests {
 
     #[test]
     fn sizes_and_versions_that_cannot_be_are_refused() {
-        assert!(matches!(
-            error(&with_word(4, 39)),
-            BoardError::Truncated { size: 39, .. }
-        ));
+        assert!(matches!(error(&with_word(4, 39)), BoardError::Truncated { size: 39, .. }));
         let size = MAX_BLOB + 1;
-        assert_eq!(
-            error(&with_word(4, size as u32)),
-            BoardError::TooLarge { size }
-        );
+        assert_eq!(error(&with_word(4, size as u32)), BoardError::TooLarge { size });
         assert_eq!(error(&with_word(20, 16)), BoardError::Version(16));
         assert_eq!(error(&with_word(24, 18)), BoardError::Version(17));
         for offset in [8, 12, 16, 32] {

@@ -100,23 +100,13 @@ impl fmt::Display for BoardError<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match *self {
             Self::NotAnFdt { address, magic } => {
-                write!(
-                    f,
-                    "no FDT at {address}: it starts with {magic:#010x}, not 0xd00dfeed"
-                )
+                write!(f, "no FDT at {address}: it starts with {magic:#010x}, not 0xd00dfeed")
             }
             Self::Truncated { size, have } => {
-                write!(
-                    f,
-                    "FDT truncated: its header says {size} bytes, there are {have}"
-                )
+                write!(f, "FDT truncated: its header says {size} bytes, there are {have}")
             }
             Self::TooLarge { size } => {
-                write!(
-                    f,
-                    "FDT of {size} bytes; the boot protocol allows {}",
-                    super::MAX_BLOB
-                )
+                write!(f, "FDT of {size} bytes; the boot protocol allows {}", super::MAX_BLOB)
             }
             Self::Version(version) => write!(f, "FDT of version {version}; 17 is wanted"),
             Self::Malformed { offset, reason } => {

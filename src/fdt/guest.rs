@@ -107,10 +107,7 @@ impl GuestTree<'_> {
             fdt.begin_node(format_args!("virtio_mmio@{:x}", slot.base.raw()))?;
             fdt.str("compatible", "virtio,mmio")?;
             fdt.u64s("reg", &[slot.base.raw(), slot.len])?;
-            fdt.cells(
-                "interrupts",
-                &[SPI, slot.intid.saturating_sub(FIRST_SPI), EDGE_RISING],
-            )?;
+            fdt.cells("interrupts", &[SPI, slot.intid.saturating_sub(FIRST_SPI), EDGE_RISING])?;
             fdt.empty("dma-coherent")?;
             fdt.end_node()?;
         }
@@ -176,22 +173,13 @@ impl GuestTree<'_> {
 
     fn write_gic(&self, fdt: &mut FdtWriter<'_>) -> Result<(), WriteError> {
         match self.gic {
-            GuestGic::V2 {
-                distributor,
-                cpu_interface,
-            } => {
+            GuestGic::V2 { distributor, cpu_interface } => {
                 fdt.begin_node(format_args!("intc@{:x}", distributor.raw()))?;
                 fdt.str("compatible", "arm,cortex-a15-gic")?;
                 let (distributor, cpu_interface) = (distributor.raw(), cpu_interface.raw());
-                fdt.u64s(
-                    "reg",
-                    &[distributor, GIC_FRAME_LEN, cpu_interface, GIC_FRAME_LEN],
-                )?;
+                fdt.u64s("reg", &[distributor, GIC_FRAME_LEN, cpu_interface, GIC_FRAME_LEN])?;
             }
-            GuestGic::V3 {
-                distributor,
-                redistributors,
-            } => {
+            GuestGic::V3 { distributor, redistributors } => {
                 fdt.begin_node(format_args!("intc@{:x}", distributor.raw()))?;
                 fdt.str("compatible", "arm,gic-v3")?;
                 let len = REDISTRIBUTOR_LEN * self.cpus.len() as u64;
@@ -248,10 +236,8 @@ mod tests {
 
     const CPUS: [u64; 8] = [0, 1, 2, 3, 0x100, 0x101, 0x102, 1 << 32];
 
-    const MEMORY: [(Ipa, u64); 2] = [
-        (Ipa::new(0x4000_0000), 1 << 30),
-        (Ipa::new(0x1_0000_0000), 2 << 20),
-    ];
+    const MEMORY: [(Ipa, u64); 2] =
+        [(Ipa::new(0x4000_0000), 1 << 30), (Ipa::new(0x1_0000_0000), 2 << 20)];
 
     fn slots() -> Vec<GuestSlot> {
         let slot = |n: u32| GuestSlot {
@@ -290,42 +276,23 @@ mod tests {
         let slots = slots();
         let blob = written(&tree(&slots, "console=ttyAMA0 root=/dev/vda"));
         let board = Board::read(&blob, Pa::new(0)).unwrap();
-        let level = |intid| {
-            Some(Interrupt {
-                intid,
-                trigger: Trigger::Level,
-            })
-        };
-        let memory = [
-            PaRange::new(0x4000_0000, 1 << 30),
-            PaRange::new(0x1_0000_0000, 2 << 20),
-        ];
+        let level = |intid| Some(Interrupt { intid, trigger: Trigger::Level });
+        let memory = [PaRange::new(0x4000_0000, 1 << 30), PaRange::new(0x1_0000_0000, 2 << 20)];
         assert_eq!(board.memory, memory);
-        assert_eq!(
-            board.cpus.iter().map(|cpu| cpu.mpidr).collect::<Vec<_>>(),
-            CPUS
-        );
+        assert_eq!(board.cpus.iter().map(|cpu| cpu.mpidr).collect::<Vec<_>>(), CPUS);
         assert!(board.cpus.iter().all(|cpu| cpu.enable == CpuEnable::Psci));
         assert_eq!(board.psci, Some(Conduit::Hvc));
         assert_eq!(
             board.gic,
             Some(Gic::V3 {
                 distributor: PaRange::new(0x0800_0000, 0x1_0000),
-                redistributors: [PaRange::new(0x080a_0000, 8 * 0x2_0000)]
-                    .into_iter()
-                    .collect(),
+                redistributors: [PaRange::new(0x080a_0000, 8 * 0x2_0000)].into_iter().collect(),
                 maintenance: None,
             })
         );
         let timer = board.timer.unwrap();
-        assert_eq!(
-            (timer.secure_physical, timer.physical),
-            (level(29), level(30))
-        );
-        assert_eq!(
-            (timer.virtual_timer, timer.hypervisor),
-            (level(27), level(26))
-        );
+        assert_eq!((timer.secure_physical, timer.physical), (level(29), level(30)));
+        assert_eq!((timer.virtual_timer, timer.hypervisor), (level(27), level(26)));
         let console = board.console.unwrap();
         assert_eq!(console.registers, PaRange::new(0x0900_0000, 0x1000));
         assert_eq!(console.interrupt, level(33));
@@ -335,10 +302,7 @@ mod tests {
         assert_eq!(board.virtio.len(), 32);
         for (found, slot) in board.virtio.iter().zip(&slots) {
             assert_eq!(found.registers, PaRange::new(slot.base.raw(), slot.len));
-            let interrupt = Interrupt {
-                intid: slot.intid,
-                trigger: Trigger::Edge,
-            };
+            let interrupt = Interrupt { intid: slot.intid, trigger: Trigger::Edge };
             assert_eq!(found.interrupt, Some(interrupt));
             assert!(found.coherent);
         }
@@ -370,12 +334,7 @@ mod tests {
         let root = fdt.root();
         let parent = root.property("interrupt-parent").unwrap().value().to_vec();
         assert_eq!(parent, phandle("/intc@8000000"));
-        assert!(
-            fdt.find_node("/timer")
-                .unwrap()
-                .property("always-on")
-                .is_some()
-        );
+        assert!(fdt.find_node("/timer").unwrap().property("always-on").is_some());
     }
 
     #[test]
@@ -384,11 +343,7 @@ mod tests {
             distributor: Ipa::new(0x0800_0000),
             cpu_interface: Ipa::new(0x0801_0000),
         };
-        let blob = written(&GuestTree {
-            gic,
-            cpus: &CPUS[..2],
-            ..tree(&[], "")
-        });
+        let blob = written(&GuestTree { gic, cpus: &CPUS[..2], ..tree(&[], "") });
         let board = Board::read(&blob, Pa::new(0)).unwrap();
         assert_eq!(
             board.gic,
@@ -408,23 +363,13 @@ mod tests {
 
     #[test]
     fn what_a_guest_does_not_have_is_not_there() {
-        let blob = written(&GuestTree {
-            uart: None,
-            rtc: None,
-            initrd: None,
-            ..tree(&[], "")
-        });
+        let blob = written(&GuestTree { uart: None, rtc: None, initrd: None, ..tree(&[], "") });
         let board = Board::read(&blob, Pa::new(0)).unwrap();
         assert_eq!((board.console, board.rtc, board.initrd), (None, None, None));
         assert_eq!(board.bootargs, "");
         assert!(board.virtio.is_empty());
         let fdt = Fdt::new(&blob).unwrap();
-        assert!(
-            fdt.find_node("/chosen")
-                .unwrap()
-                .property("bootargs")
-                .is_none()
-        );
+        assert!(fdt.find_node("/chosen").unwrap().property("bootargs").is_none());
     }
 
     #[test]
@@ -435,10 +380,7 @@ mod tests {
         let size = written(&tree).len();
         let mut buffer = vec![0; size - 1];
         assert_eq!(tree.write(&mut buffer), Err(WriteError::Full));
-        let bad = GuestTree {
-            bootargs: "a\0b",
-            ..tree
-        };
+        let bad = GuestTree { bootargs: "a\0b", ..tree };
         assert_eq!(bad.write(&mut [0; GUEST_FDT_LEN]), Err(WriteError::Text));
     }
 }

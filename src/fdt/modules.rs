@@ -66,31 +66,14 @@ pub(super) fn read<'a>(
         } else {
             ModuleKind::Other
         };
-        let node = NodePath {
-            parent: "/chosen",
-            name: place.name(),
-        };
+        let node = NodePath { parent: "/chosen", name: place.name() };
         let Some(range) = place.reg_in(cells).and_then(|mut reg| reg.next()) else {
-            result = Err(BoardError::BadNode {
-                node,
-                reason: "reg is not understood",
-            });
+            result = Err(BoardError::BadNode { node, reason: "reg is not understood" });
             return;
         };
         let bootargs = place.text("bootargs").unwrap_or("");
-        if modules
-            .push(Module {
-                node,
-                kind,
-                range,
-                bootargs,
-            })
-            .is_err()
-        {
-            result = Err(BoardError::TooMany {
-                what: "modules",
-                limit: MAX_MODULES,
-            });
+        if modules.push(Module { node, kind, range, bootargs }).is_err() {
+            result = Err(BoardError::TooMany { what: "modules", limit: MAX_MODULES });
         }
     });
     result?;
@@ -118,10 +101,7 @@ impl<'a> Board<'a> {
             }
             let mut others = self.modules.iter().skip(index + 1);
             if let Some(other) = others.find(|other| other.range.overlaps(range)) {
-                return Err(BoardError::ModulesOverlap {
-                    first: node,
-                    second: other.node,
-                });
+                return Err(BoardError::ModulesOverlap { first: node, second: other.node });
             }
         }
         Ok(())
@@ -129,9 +109,7 @@ impl<'a> Board<'a> {
 
     /// Kernels, in ascending order of address.
     pub fn kernels(&self) -> impl Iterator<Item = &Module<'a>> {
-        self.modules
-            .iter()
-            .filter(|module| module.kind == ModuleKind::Kernel)
+        self.modules.iter().filter(|module| module.kind == ModuleKind::Kernel)
     }
 
     /// The first guest: the kernel at the lowest address, and the ramdisk if there is only one;
@@ -139,9 +117,7 @@ impl<'a> Board<'a> {
     pub fn first_guest(&self) -> Option<GuestImages<'a>> {
         let mut kernels = self.kernels();
         let kernel = *kernels.next()?;
-        let end = kernels
-            .next()
-            .map_or(u64::MAX, |next| next.range.base.raw());
+        let end = kernels.next().map_or(u64::MAX, |next| next.range.base.raw());
         let is_ramdisk = |module: &&Module<'a>| module.kind == ModuleKind::Ramdisk;
         let mut ramdisks = self.modules.iter().filter(is_ramdisk);
         let ramdisk =
@@ -151,9 +127,6 @@ impl<'a> Board<'a> {
                     (kernel.range.base.raw()..end).contains(&ramdisk.range.base.raw())
                 }),
             };
-        Some(GuestImages {
-            kernel,
-            ramdisk: ramdisk.copied(),
-        })
+        Some(GuestImages { kernel, ramdisk: ramdisk.copied() })
     }
 }

@@ -6,10 +6,7 @@ use dtoolkit::{Node, Property, ToCellInt};
 use crate::memory::PaRange;
 
 /// Cells of an address and of a size where a parent does not say (Devicetree Specification 2.3.5).
-const DEFAULT_CELLS: Cells = Cells {
-    address: 2,
-    size: 1,
-};
+const DEFAULT_CELLS: Cells = Cells { address: 2, size: 1 };
 
 /// More cells than any number has; what says more than this is not understood either way.
 const MAX_CELLS: u64 = 8;
@@ -47,9 +44,7 @@ impl<'a> StringList<'a> {
     /// The strings, up to the first that is not text.
     pub fn iter(self) -> impl Iterator<Item = &'a str> {
         let list = self.0.strip_suffix(&[0]);
-        let strings = list
-            .into_iter()
-            .flat_map(|list| list.split(|byte| *byte == 0));
+        let strings = list.into_iter().flat_map(|list| list.split(|byte| *byte == 0));
         strings.map_while(|bytes| core::str::from_utf8(bytes).ok())
     }
 
@@ -68,10 +63,7 @@ pub(super) struct Place<'p, 'a> {
 
 impl<'p, 'a> Place<'p, 'a> {
     pub(super) fn root(fdt: Fdt<'a>) -> Self {
-        Self {
-            node: fdt.root(),
-            parent: None,
-        }
+        Self { node: fdt.root(), parent: None }
     }
 
     pub(super) fn name(&self) -> &'a str {
@@ -88,11 +80,7 @@ impl<'p, 'a> Place<'p, 'a> {
 
     /// A number of one or two cells, as long as the property is.
     pub(super) fn number(&self, property: &str) -> Option<u64> {
-        let value = self
-            .node
-            .property(property)?
-            .value_as::<dtoolkit::Cells<'a>>()
-            .ok()?;
+        let value = self.node.property(property)?.value_as::<dtoolkit::Cells<'a>>().ok()?;
         if value.as_ref().is_empty() {
             return None;
         }
@@ -115,8 +103,7 @@ impl<'p, 'a> Place<'p, 'a> {
 
     pub(super) fn cells_below_or(&self, default: Cells) -> Cells {
         let cells = |property, default| {
-            self.number(property)
-                .map_or(default, |cells| cells.min(MAX_CELLS) as usize)
+            self.number(property).map_or(default, |cells| cells.min(MAX_CELLS) as usize)
         };
         Cells {
             address: cells("#address-cells", default.address),
@@ -128,9 +115,7 @@ impl<'p, 'a> Place<'p, 'a> {
     /// not divide into ranges, or has numbers of more than 64 bits.
     pub(super) fn reg_in(&self, cells: Cells) -> Option<impl Iterator<Item = PaRange> + 'a> {
         let property = self.node.property("reg")?;
-        let entries = property
-            .as_prop_encoded_array([cells.address, cells.size])
-            .ok()?;
+        let entries = property.as_prop_encoded_array([cells.address, cells.size]).ok()?;
         if cells.address > 2 || cells.size > 2 {
             return None;
         }
@@ -177,17 +162,11 @@ impl<'p, 'a> Place<'p, 'a> {
     /// The `index`th interrupt, if it goes to the GIC, whose `phandle` is given. A tree that names
     /// no interrupt parent at all can only mean the GIC.
     pub(super) fn interrupt(&self, index: usize, gic: Option<u64>) -> Option<Interrupt> {
-        if self
-            .interrupt_parent()
-            .is_some_and(|parent| Some(parent) != gic)
-        {
+        if self.interrupt_parent().is_some_and(|parent| Some(parent) != gic) {
             return None;
         }
         let interrupts = self.node.property("interrupts")?;
-        let [kind, number, flags] = interrupts
-            .as_prop_encoded_array([1, 1, 1])
-            .ok()?
-            .nth(index)?;
+        let [kind, number, flags] = interrupts.as_prop_encoded_array([1, 1, 1]).ok()?.nth(index)?;
         let number = number.to_int::<u32>().ok()?;
         // Kinds and flags of the GIC's binding, arm,gic-v3.
         let (first, count) = match kind.to_int::<u32>().ok()? {
@@ -197,10 +176,7 @@ impl<'p, 'a> Place<'p, 'a> {
         };
         let edge = flags.to_int::<u32>().ok()? & 0b11 != 0;
         let trigger = if edge { Trigger::Edge } else { Trigger::Level };
-        (number < count).then(|| Interrupt {
-            intid: first + number,
-            trigger,
-        })
+        (number < count).then(|| Interrupt { intid: first + number, trigger })
     }
 
     /// The nearest `interrupt-parent`, in the node itself or above.
@@ -229,10 +205,7 @@ impl<'p, 'a> Place<'p, 'a> {
     /// Calls `visit` for every child.
     pub(super) fn for_each_child(&self, mut visit: impl FnMut(&Place<'_, 'a>)) {
         for node in self.node.children() {
-            visit(&Place {
-                node,
-                parent: Some(self),
-            });
+            visit(&Place { node, parent: Some(self) });
         }
     }
 
@@ -247,10 +220,7 @@ impl<'p, 'a> Place<'p, 'a> {
             Some((name, rest)) => (name, Some(rest)),
             None => (path, None),
         };
-        let child = Place {
-            node: self.node.child(name)?,
-            parent: Some(self),
-        };
+        let child = Place { node: self.node.child(name)?, parent: Some(self) };
         match rest {
             Some(rest) => child.at(rest, visit),
             None => Some(visit(&child)),

@@ -87,10 +87,7 @@ impl<'b> FdtWriter<'b> {
         self.depth += 1;
         self.properties_allowed = true;
         self.put_u32(BEGIN_NODE)?;
-        let mut text = Text {
-            writer: self,
-            result: Ok(()),
-        };
+        let mut text = Text { writer: self, result: Ok(()) };
         // The reason is in the result, which says more.
         let _ = write!(text, "{name}");
         text.result?;
@@ -145,9 +142,7 @@ impl<'b> FdtWriter<'b> {
     /// # Errors
     /// See [`WriteError`].
     pub fn cells(&mut self, name: &str, values: &[u32]) -> Result<(), WriteError> {
-        self.property(name, |writer| {
-            values.iter().try_for_each(|value| writer.put_u32(*value))
-        })
+        self.property(name, |writer| values.iter().try_for_each(|value| writer.put_u32(*value)))
     }
 
     /// A property of numbers of two cells each, such as `reg` where both kinds of cells are 2.
@@ -156,9 +151,7 @@ impl<'b> FdtWriter<'b> {
     /// See [`WriteError`].
     pub fn u64s(&mut self, name: &str, values: &[u64]) -> Result<(), WriteError> {
         self.property(name, |writer| {
-            values
-                .iter()
-                .try_for_each(|value| writer.put(&value.to_be_bytes()))
+            values.iter().try_for_each(|value| writer.put(&value.to_be_bytes()))
         })
     }
 
@@ -189,10 +182,7 @@ impl<'b> FdtWriter<'b> {
     /// See [`WriteError`].
     pub fn formatted(&mut self, name: &str, text: fmt::Arguments<'_>) -> Result<(), WriteError> {
         self.property(name, |writer| {
-            let mut out = Text {
-                writer,
-                result: Ok(()),
-            };
+            let mut out = Text { writer, result: Ok(()) };
             // The reason is in the result, which says more.
             let _ = out.write_fmt(text);
             out.result?;
@@ -268,18 +258,14 @@ impl<'b> FdtWriter<'b> {
             }
             offset += string.len();
         }
-        self.strings
-            .extend_from_slice(name.as_bytes())
-            .map_err(|_| WriteError::Full)?;
+        self.strings.extend_from_slice(name.as_bytes()).map_err(|_| WriteError::Full)?;
         self.strings.push(0).map_err(|_| WriteError::Full)?;
         Ok(offset as u32)
     }
 
     fn put(&mut self, bytes: &[u8]) -> Result<(), WriteError> {
         let room = self.buffer.get_mut(self.at..).unwrap_or_default();
-        room.get_mut(..bytes.len())
-            .ok_or(WriteError::Full)?
-            .copy_from_slice(bytes);
+        room.get_mut(..bytes.len()).ok_or(WriteError::Full)?.copy_from_slice(bytes);
         self.at += bytes.len();
         Ok(())
     }
@@ -349,27 +335,17 @@ mod tests {
         let mut buffer = [0xee; 1024];
         let size = sample(&mut buffer).unwrap();
         let fdt = Fdt::new(&buffer[..size]).unwrap();
-        let reserved: Vec<_> = fdt
-            .memory_reservations()
-            .map(|entry| (entry.address(), entry.size()))
-            .collect();
+        let reserved: Vec<_> =
+            fdt.memory_reservations().map(|entry| (entry.address(), entry.size())).collect();
         assert_eq!(reserved, [(0x1000, 0x234)]);
         let value = |path: &str, name: &str| {
-            fdt.find_node(path)
-                .unwrap()
-                .property(name)
-                .unwrap()
-                .value()
-                .to_vec()
+            fdt.find_node(path).unwrap().property(name).unwrap().value().to_vec()
         };
         assert_eq!(value("/", "number"), [0, 0, 0, 7]);
         assert_eq!(value("/", "big"), [0, 0, 0, 1, 0, 0, 0, 2]);
         assert_eq!(value("/child@ab000", "text"), b"hello\0");
         assert_eq!(value("/child@ab000", "list"), b"one\0\0three\0");
-        assert_eq!(
-            value("/child@ab000", "cells"),
-            [0, 0, 0, 1, 0, 0, 0, 2, 0, 0, 0, 3]
-        );
+        assert_eq!(value("/child@ab000", "cells"), [0, 0, 0, 1, 0, 0, 0, 2, 0, 0, 0, 3]);
         assert_eq!(
             value("/child@ab000", "pairs"),
             [0, 0, 0, 0, 0, 0, 0, 4, 0, 0, 0, 0, 0, 0, 0, 5]
@@ -384,10 +360,7 @@ mod tests {
     fn a_property_name_is_stored_once() {
         let mut buffer = [0; 1024];
         let size = sample(&mut buffer).unwrap();
-        let found = buffer[..size]
-            .windows(7)
-            .filter(|window| window == b"number\0")
-            .count();
+        let found = buffer[..size].windows(7).filter(|window| window == b"number\0").count();
         assert_eq!(found, 1);
     }
 
@@ -403,10 +376,7 @@ mod tests {
         let size = writer.finish().unwrap();
         let fdt = Fdt::new(&buffer[..size]).unwrap();
         let root = fdt.root();
-        let names: Vec<_> = root
-            .properties()
-            .map(|property| property.name().to_owned())
-            .collect();
+        let names: Vec<_> = root.properties().map(|property| property.name().to_owned()).collect();
         assert_eq!(names, ["ab", "b", "ab"]);
     }
 
@@ -445,10 +415,7 @@ mod tests {
         assert_eq!(writer.empty("property"), Err(WriteError::Order));
         writer.end_node().unwrap();
         assert_eq!(writer.begin_node("second"), Err(WriteError::Order));
-        assert_eq!(
-            start(MAX_DEPTH).begin_node("deeper"),
-            Err(WriteError::Order)
-        );
+        assert_eq!(start(MAX_DEPTH).begin_node("deeper"), Err(WriteError::Order));
     }
 
     #[test]

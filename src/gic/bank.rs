@@ -126,10 +126,7 @@ impl Bank {
     };
 
     /// SGIs and PPIs of one vCPU at power-on.
-    pub(super) const PRIVATE: Self = Self {
-        edge: PRIVATE_EDGES,
-        ..Self::SPIS
-    };
+    pub(super) const PRIVATE: Self = Self { edge: PRIVATE_EDGES, ..Self::SPIS };
 
     /// Inputs that stay pending without a latch: high lines of level-sensitive interrupts, and
     /// physical interrupts that wait.
@@ -291,11 +288,7 @@ impl Bank {
                 lr.with_eoi_maintenance(asserted)
             });
         }
-        let state = if latched {
-            State::PendingActive
-        } else {
-            State::Active
-        };
+        let state = if latched { State::PendingActive } else { State::Active };
         let lr = ListRegister::new(intid, state, priority, group1);
         // HW = 1 forbids pending-and-active, and stands for one delivery of the physical interrupt:
         // otherwise the deactivation is done by software, after maintenance.

@@ -94,10 +94,7 @@ impl Lists {
             used: 0,
             eoi: 0,
             written: [ListRegister::EMPTY; MAX_LIST_REGISTERS],
-            maintenance: Maintenance {
-                no_pending: false,
-                unlisted_active: false,
-            },
+            maintenance: Maintenance { no_pending: false, unlisted_active: false },
         }
     }
 

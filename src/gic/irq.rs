@@ -18,11 +18,7 @@ pub struct IntId(u16);
 impl IntId {
     /// The interrupt numbered `raw`, or `None` if it is not implemented.
     pub const fn new(raw: u32) -> Option<Self> {
-        if raw < INTID_COUNT {
-            Some(Self(raw as u16))
-        } else {
-            None
-        }
+        if raw < INTID_COUNT { Some(Self(raw as u16)) } else { None }
     }
 
     /// SPI number `index`, which is INTID 32 + `index`; device trees count SPIs this way.

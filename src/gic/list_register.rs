@@ -131,11 +131,7 @@ impl ListRegister {
     /// The physical interrupt it is tied to, if HW = 1.
     #[inline]
     pub const fn physical(self) -> Option<u16> {
-        if self.0 & HW != 0 {
-            Some(((self.0 >> PINTID_SHIFT) & PINTID_MASK) as u16)
-        } else {
-            None
-        }
+        if self.0 & HW != 0 { Some(((self.0 >> PINTID_SHIFT) & PINTID_MASK) as u16) } else { None }
     }
 
     /// Whether the guest's deactivation raises a maintenance interrupt.
@@ -216,26 +212,15 @@ mod tests {
         assert_eq!(timer(State::Active).bits(), 0x90a0_0000_0000_001b);
         assert_eq!(timer(State::PendingActive).bits(), 0xd0a0_0000_0000_001b);
         assert_eq!(timer(State::Invalid).bits(), 0x10a0_0000_0000_001b);
-        assert_eq!(
-            timer(State::Pending).with_physical(30).bits(),
-            0x70a0_001e_0000_001b
-        );
-        assert_eq!(
-            timer(State::Pending).with_eoi_maintenance(true).bits(),
-            0x50a0_0200_0000_001b
-        );
+        assert_eq!(timer(State::Pending).with_physical(30).bits(), 0x70a0_001e_0000_001b);
+        assert_eq!(timer(State::Pending).with_eoi_maintenance(true).bits(), 0x50a0_0200_0000_001b);
         let group0 = ListRegister::new(IntId::new(255).unwrap(), State::Pending, 0xf8, false);
         assert_eq!(group0.bits(), 0x40f8_0000_0000_00ff);
     }
 
     #[test]
     fn fields_read_back_as_written() {
-        for state in [
-            State::Invalid,
-            State::Pending,
-            State::Active,
-            State::PendingActive,
-        ] {
+        for state in [State::Invalid, State::Pending, State::Active, State::PendingActive] {
             let plain = ListRegister::from_bits(timer(state).bits());
             assert_eq!(plain.state(), state);
             assert_eq!(plain.vintid(), 27);
@@ -245,14 +230,8 @@ mod tests {
             assert!(!plain.has_eoi_maintenance());
             assert!(plain.with_eoi_maintenance(true).has_eoi_maintenance());
             assert_eq!(plain.with_physical(1019).physical(), Some(1019));
-            assert_eq!(
-                plain.is_pending(),
-                matches!(state, State::Pending | State::PendingActive)
-            );
-            assert_eq!(
-                plain.is_active(),
-                matches!(state, State::Active | State::PendingActive)
-            );
+            assert_eq!(plain.is_pending(), matches!(state, State::Pending | State::PendingActive));
+            assert_eq!(plain.is_active(), matches!(state, State::Active | State::PendingActive));
             assert_eq!(plain.is_invalid(), state == State::Invalid);
         }
     }
@@ -266,9 +245,6 @@ mod tests {
 
     #[test]
     fn v1_a_vintid_wider_than_eight_bits_survives() {
-        assert_eq!(
-            ListRegister::from_bits(0x50a0_0000_0000_0130).vintid(),
-            0x130
-        );
+        assert_eq!(ListRegister::from_bits(0x50a0_0000_0000_0130).vintid(), 0x130);
     }
 }

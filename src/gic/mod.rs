@@ -62,11 +62,7 @@ impl VcpuIndex {
 
     /// vCPU number `index`, or `None` if there can be none of that number.
     pub const fn new(index: usize) -> Option<Self> {
-        if index < MAX_VCPUS {
-            Some(Self(index as u8))
-        } else {
-            None
-        }
+        if index < MAX_VCPUS { Some(Self(index as u8)) } else { None }
     }
 
     /// The number.
@@ -218,11 +214,7 @@ impl Vgic {
     /// The input line of an SPI is `high` or low. An edge-triggered SPI latches the rise; a
     /// level-sensitive one is pending while the line is high. SGIs and PPIs are ignored.
     pub fn set_level(&mut self, intid: IntId, high: bool) -> VcpuSet {
-        if intid.is_private() {
-            VcpuSet::EMPTY
-        } else {
-            self.drive(VcpuIndex::BOOT, intid, high)
-        }
+        if intid.is_private() { VcpuSet::EMPTY } else { self.drive(VcpuIndex::BOOT, intid, high) }
     }
 
     /// As [`set_level`](Self::set_level) for a PPI of `vcpu`. Other interrupts are ignored.

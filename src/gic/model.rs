@@ -34,11 +34,7 @@ impl ListRegisters for FakeCore {
         self.lrs[n] = value;
         let mut seen = BTreeSet::new();
         for lr in self.lrs.iter().filter(|lr| !lr.is_invalid()) {
-            assert!(
-                seen.insert(lr.vintid()),
-                "{} is in two list registers",
-                lr.vintid()
-            );
+            assert!(seen.insert(lr.vintid()), "{} is in two list registers", lr.vintid());
             assert!(
                 lr.physical().is_none() || lr.state() != State::PendingActive,
                 "HW = 1 and pending-and-active is UNPREDICTABLE"
@@ -47,10 +43,7 @@ impl ListRegisters for FakeCore {
     }
     fn empty(&self) -> u32 {
         let empty = |lr: &ListRegister| lr.is_invalid() && !lr.has_eoi_maintenance();
-        (0..self.lrs.len())
-            .filter(|&n| empty(&self.lrs[n]))
-            .map(|n| 1 << n)
-            .sum()
+        (0..self.lrs.len()).filter(|&n| empty(&self.lrs[n])).map(|n| 1 << n).sum()
     }
     fn set_maintenance(&mut self, wanted: Maintenance) {
         self.writes += 1;
@@ -79,9 +72,7 @@ impl FakeCore {
 
     /// ICH_MISR_EL2 != 0.
     pub(super) fn maintenance_asserted(&self) -> bool {
-        self.lrs
-            .iter()
-            .any(|lr| lr.is_invalid() && lr.has_eoi_maintenance())
+        self.lrs.iter().any(|lr| lr.is_invalid() && lr.has_eoi_maintenance())
             || (self.maintenance.no_pending
                 && !self.lrs.iter().any(|lr| lr.state() == State::Pending))
             || (self.maintenance.unlisted_active && self.eoi_count != 0)
@@ -142,11 +133,7 @@ pub(super) struct Machine {
 impl Machine {
     /// At power-on.
     pub(super) fn at_reset(list_registers: usize) -> Self {
-        Self {
-            vgic: Vgic::new(1),
-            core: FakeCore::new(list_registers),
-            timer_line: false,
-        }
+        Self { vgic: Vgic::new(1), core: FakeCore::new(list_registers), timer_line: false }
     }
 
     /// As Linux leaves it: both groups on, everything in Group 1, enabled, priority 0xa0.
@@ -167,12 +154,10 @@ impl Machine {
     }
 
     pub(super) fn gicd_read(&mut self, offset: u64, width: u32) -> u64 {
-        self.vgic
-            .gicd_read(VcpuIndex::BOOT, offset, width, &mut self.core)
+        self.vgic.gicd_read(VcpuIndex::BOOT, offset, width, &mut self.core)
     }
     pub(super) fn gicr_read(&mut self, offset: u64, width: u32) -> u64 {
-        self.vgic
-            .gicr_read(VcpuIndex::BOOT, offset, width, &mut self.core)
+        self.vgic.gicr_read(VcpuIndex::BOOT, offset, width, &mut self.core)
     }
     pub(super) fn gicd_write(&mut self, offset: u64, width: u32, value: u64) {
         let _ = self.vgic.gicd_write(offset, width, value);
@@ -233,8 +218,7 @@ impl Machine {
     pub(super) fn set_timer(&mut self, high: bool) {
         self.timer_line = high;
         if !high {
-            self.vgic
-                .retract_hw(VcpuIndex::BOOT, IntId::new(TIMER).unwrap(), &mut self.core);
+            self.vgic.retract_hw(VcpuIndex::BOOT, IntId::new(TIMER).unwrap(), &mut self.core);
         }
     }
 
@@ -244,9 +228,7 @@ impl Machine {
         for _ in 0..8 {
             if self.timer_line && self.core.physical.insert(TIMER as u16) {
                 let timer = IntId::new(TIMER).unwrap();
-                let _ = self
-                    .vgic
-                    .inject_hw(VcpuIndex::BOOT, timer, TIMER as u16, &mut self.core);
+                let _ = self.vgic.inject_hw(VcpuIndex::BOOT, timer, TIMER as u16, &mut self.core);
             } else if self.core.maintenance_asserted() {
                 self.vgic.on_maintenance(VcpuIndex::BOOT);
             } else if !self.vgic.needs_flush(VcpuIndex::BOOT) {
@@ -254,11 +236,7 @@ impl Machine {
             }
             if self.vgic.needs_flush(VcpuIndex::BOOT) {
                 let _ = self.vgic.flush(VcpuIndex::BOOT, &mut self.core);
-                assert!(
-                    !self.core.maintenance_asserted(),
-                    "maintenance storm: {:?}",
-                    self.core
-                );
+                assert!(!self.core.maintenance_asserted(), "maintenance storm: {:?}", self.core);
             }
         }
         panic!("the guest never runs: {self:?}");

@@ -135,16 +135,11 @@ impl Vgic {
             bank.force_active(bit);
         }
         if word == 0 {
-            self.interface_mut(owner)
-                .lists
-                .unlisted_active
-                .set(word, forced);
+            self.interface_mut(owner).lists.unlisted_active.set(word, forced);
         } else {
             for interface in &mut self.vcpus {
                 let lists = &mut interface.lists;
-                lists
-                    .unlisted_active
-                    .set(word, forced & lists.routed.get(word));
+                lists.unlisted_active.set(word, forced & lists.routed.get(word));
             }
         }
         self.touch(owner, word, mask)
@@ -228,9 +223,7 @@ impl Vgic {
     /// GICD_IROUTER.
     pub(super) fn read_route(&self, word: usize, bit: usize) -> u64 {
         let routes = self.routes.get(word.wrapping_sub(1));
-        routes
-            .and_then(|routes| routes.get(bit))
-            .map_or(0, |route| route.bits())
+        routes.and_then(|routes| routes.get(bit)).map_or(0, |route| route.bits())
     }
 
     /// GICD_IROUTER. Interrupt_Routing_Mode does not exist (GICD_TYPER.No1N).

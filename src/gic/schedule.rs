@@ -46,14 +46,7 @@ impl<'a, L: ListRegisters> Scheduler<'a, L> {
         lrs: &'a mut L,
     ) -> Self {
         let VcpuInterface { private, lists, .. } = interface;
-        Self {
-            private,
-            lists,
-            spis,
-            groups,
-            lrs,
-            moved: Words::NONE,
-        }
+        Self { private, lists, spis, groups, lrs, moved: Words::NONE }
     }
 
     /// Brings the list registers up to date.
@@ -70,10 +63,8 @@ impl<'a, L: ListRegisters> Scheduler<'a, L> {
         if self.lists.unlisted_active.any() {
             self.relist();
         }
-        let wanted = Maintenance {
-            no_pending: waiting,
-            unlisted_active: self.lists.unlisted_active.any(),
-        };
+        let wanted =
+            Maintenance { no_pending: waiting, unlisted_active: self.lists.unlisted_active.any() };
         if wanted != self.lists.maintenance {
             self.lists.maintenance = wanted;
             self.lrs.set_maintenance(wanted);
@@ -93,11 +84,7 @@ impl<'a, L: ListRegisters> Scheduler<'a, L> {
         }
         // The guest may write EOIs at will: they count only if something was out, and only so many.
         let count = self.lrs.take_eoi_count();
-        for _ in 0..if self.lists.maintenance.unlisted_active {
-            count
-        } else {
-            0
-        } {
+        for _ in 0..if self.lists.maintenance.unlisted_active { count } else { 0 } {
             match self.most_urgent_unlisted_active() {
                 Some(intid) => self.retire(intid),
                 None => break,
@@ -242,11 +229,7 @@ impl<'a, L: ListRegisters> Scheduler<'a, L> {
         let deliverable = bank.deliverable(self.groups) & self.lists.routed.get(word) & mask != 0;
         let active = bank.active & mask != 0;
         // The group of an active interrupt is that in which it was acknowledged.
-        let group1 = if now.is_active() {
-            now.is_group1()
-        } else {
-            bank.group1 & mask != 0
-        };
+        let group1 = if now.is_active() { now.is_group1() } else { bank.group1 & mask != 0 };
         match bank.compose(intid, deliverable, active, group1) {
             Some(lr) => {
                 if lr != now {

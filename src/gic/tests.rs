@@ -15,12 +15,7 @@ const ICACTIVER: u64 = 0x380;
 const BOOT: VcpuIndex = VcpuIndex::BOOT;
 
 fn listed(machine: &Machine, intid: u32) -> Option<ListRegister> {
-    machine
-        .core
-        .lrs
-        .iter()
-        .copied()
-        .find(|lr| !lr.is_invalid() && lr.vintid() == intid)
+    machine.core.lrs.iter().copied().find(|lr| !lr.is_invalid() && lr.vintid() == intid)
 }
 
 #[test]
@@ -137,10 +132,7 @@ fn v1_a_level_is_sampled_again_when_the_guest_ends_the_interrupt() {
     assert_eq!(machine.ack(), Some(33));
     machine.set_level(33, false);
     machine.enter();
-    assert!(
-        !listed(&machine, 33).unwrap().has_eoi_maintenance(),
-        "no exit for a line that fell"
-    );
+    assert!(!listed(&machine, 33).unwrap().has_eoi_maintenance(), "no exit for a line that fell");
     machine.eoi();
     assert_eq!(machine.drain(), []);
 }
@@ -325,10 +317,7 @@ fn the_timer_is_tied_to_its_physical_interrupt() {
     let mut machine = Machine::new(4);
     machine.set_timer(true);
     machine.enter();
-    assert_eq!(
-        listed(&machine, TIMER).unwrap().physical(),
-        Some(TIMER as u16)
-    );
+    assert_eq!(listed(&machine, TIMER).unwrap().physical(), Some(TIMER as u16));
     assert_eq!(machine.ack(), Some(TIMER));
     machine.set_timer(false);
     machine.eoi();
@@ -355,10 +344,7 @@ fn a_disabled_timer_neither_storms_nor_is_lost() {
     machine.set_timer(true);
     machine.enter();
     assert_eq!(machine.drain(), []);
-    assert!(
-        machine.core.physical.contains(&(TIMER as u16)),
-        "active, so it cannot storm"
-    );
+    assert!(machine.core.physical.contains(&(TIMER as u16)), "active, so it cannot storm");
     machine.write_bit(ISENABLER, TIMER);
     assert_eq!(machine.ack(), Some(TIMER));
 }
@@ -441,10 +427,7 @@ fn t3_a_timer_that_is_masked_before_the_acknowledge_is_withdrawn() {
     machine.set_timer(true);
     assert_eq!(machine.ack(), Some(TIMER));
     machine.set_timer(false);
-    assert!(
-        machine.core.physical.contains(&(TIMER as u16)),
-        "the guest still has to end it"
-    );
+    assert!(machine.core.physical.contains(&(TIMER as u16)), "the guest still has to end it");
     machine.eoi();
     assert!(machine.core.physical.is_empty());
 }
@@ -453,10 +436,7 @@ fn t3_a_timer_that_is_masked_before_the_acknowledge_is_withdrawn() {
 fn t1_whoever_raises_an_interrupt_is_told_whom_to_wake() {
     let mut machine = Machine::new(4);
     assert!(machine.vgic.pulse(IntId::new(48).unwrap()).contains(BOOT));
-    assert!(
-        machine.vgic.has_deliverable(BOOT),
-        "before any list register was written"
-    );
+    assert!(machine.vgic.has_deliverable(BOOT), "before any list register was written");
     machine.enter();
     assert!(machine.vgic.has_deliverable(BOOT));
     assert_eq!(machine.drain(), [48]);
@@ -464,9 +444,7 @@ fn t1_whoever_raises_an_interrupt_is_told_whom_to_wake() {
     assert!(!machine.vgic.has_deliverable(BOOT));
     let timer = IntId::new(TIMER).unwrap();
     machine.core.physical.insert(TIMER as u16);
-    let woken = machine
-        .vgic
-        .inject_hw(BOOT, timer, TIMER as u16, &mut machine.core);
+    let woken = machine.vgic.inject_hw(BOOT, timer, TIMER as u16, &mut machine.core);
     assert!(woken.contains(BOOT));
     assert!(machine.vgic.has_deliverable(BOOT));
 }
@@ -539,11 +517,7 @@ fn reset_is_power_on_but_for_the_lines() {
     assert!(machine.core.physical.is_empty());
     machine.core.running.clear();
     for offset in (0x80..0xe00).step_by(4) {
-        let expected = if offset == 0x204 || offset == 0x284 {
-            0b10
-        } else {
-            0
-        };
+        let expected = if offset == 0x204 || offset == 0x284 { 0b10 } else { 0 };
         assert_eq!(machine.gicd_read(offset, 4), expected, "{offset:#x}");
     }
     for offset in (0x80..0xc00).step_by(4) {
@@ -579,27 +553,13 @@ fn members(set: VcpuSet) -> Vec<usize> {
 fn sgis_reach_listed_targets_and_all_but_self() {
     let (mut vgic, mut cores) = four();
     assert_eq!(members(vgic.send_sgi(vcpu(0), 5 << 24 | 0b1010)), [1, 3]);
-    assert_eq!(
-        members(vgic.send_sgi(vcpu(2), 6 << 24 | 1 << 40)),
-        [0, 1, 3]
-    );
-    assert_eq!(
-        members(vgic.send_sgi(vcpu(2), 7 << 24 | 0b100)),
-        [2],
-        "a vCPU may name itself"
-    );
-    for (index, expected) in [vec![6], vec![5, 6], vec![7], vec![5, 6]]
-        .into_iter()
-        .enumerate()
-    {
+    assert_eq!(members(vgic.send_sgi(vcpu(2), 6 << 24 | 1 << 40)), [0, 1, 3]);
+    assert_eq!(members(vgic.send_sgi(vcpu(2), 7 << 24 | 0b100)), [2], "a vCPU may name itself");
+    for (index, expected) in [vec![6], vec![5, 6], vec![7], vec![5, 6]].into_iter().enumerate() {
         let core = &mut cores[index];
         let _ = vgic.flush(vcpu(index), core);
-        let mut got: Vec<u32> = core
-            .lrs
-            .iter()
-            .filter(|lr| lr.is_pending())
-            .map(|lr| lr.vintid())
-            .collect();
+        let mut got: Vec<u32> =
+            core.lrs.iter().filter(|lr| lr.is_pending()).map(|lr| lr.vintid()).collect();
         got.sort_unstable();
         assert_eq!(got, expected, "vCPU {index}");
     }
@@ -641,10 +601,7 @@ fn v5_every_affinity_field_selects() {
 fn group_0_sgi_registers_do_not_reach_group_1_interrupts() {
     let (mut vgic, _) = four();
     let _ = vgic.gicr_write(0x1_0080 + GICR_STRIDE, 4, !(1 << 5));
-    assert_eq!(
-        members(vgic.send_group0_sgi(vcpu(0), 5 << 24 | 0b1111)),
-        [1]
-    );
+    assert_eq!(members(vgic.send_group0_sgi(vcpu(0), 5 << 24 | 0b1111)), [1]);
 }
 
 #[test]
@@ -661,10 +618,7 @@ fn an_spi_follows_its_route_even_out_of_a_list_register() {
     assert_eq!(members(vgic.flush(vcpu(0), &mut cores[0])), [2]);
     assert!(cores[0].lrs[0].is_invalid());
     let _ = vgic.flush(vcpu(2), &mut cores[2]);
-    assert_eq!(
-        (cores[2].lrs[0].vintid(), cores[2].lrs[0].state()),
-        (48, State::Pending)
-    );
+    assert_eq!((cores[2].lrs[0].vintid(), cores[2].lrs[0].state()), (48, State::Pending));
     assert!(!vgic.has_deliverable(vcpu(0)));
     assert!(vgic.has_deliverable(vcpu(2)));
 }
@@ -681,10 +635,7 @@ fn an_spi_routed_to_nobody_waits() {
 #[test]
 fn private_interrupts_of_one_vcpu_are_not_anothers() {
     let (mut vgic, _) = four();
-    assert_eq!(
-        members(vgic.set_ppi_level(vcpu(3), IntId::new(20).unwrap(), true)),
-        [3]
-    );
+    assert_eq!(members(vgic.set_ppi_level(vcpu(3), IntId::new(20).unwrap(), true)), [3]);
     for index in 0..4 {
         assert_eq!(vgic.has_deliverable(vcpu(index)), index == 3);
     }
@@ -693,11 +644,8 @@ fn private_interrupts_of_one_vcpu_are_not_anothers() {
 #[test]
 fn device_calls_ignore_interrupts_of_the_wrong_kind() {
     let (mut vgic, _) = four();
-    let (sgi, ppi, spi) = (
-        IntId::new(3).unwrap(),
-        IntId::new(20).unwrap(),
-        IntId::new(48).unwrap(),
-    );
+    let (sgi, ppi, spi) =
+        (IntId::new(3).unwrap(), IntId::new(20).unwrap(), IntId::new(48).unwrap());
     assert!(vgic.pulse(sgi).is_empty());
     assert!(vgic.pulse(ppi).is_empty());
     assert!(vgic.set_level(ppi, true).is_empty());

@@ -59,10 +59,7 @@ impl<'m> FramePool<'m> {
     ///
     /// `zero` gets whole frames and must leave every byte of them zero for all observers.
     pub const fn with_zero(zero: fn(SharedSlice<'_>)) -> Self {
-        Self {
-            areas: heapless::Vec::new(),
-            zero,
-        }
+        Self { areas: heapless::Vec::new(), zero }
     }
 
     /// Adds the whole frames of `ram` to the pool, which from now on alone decides who uses them.
@@ -72,20 +69,13 @@ impl<'m> FramePool<'m> {
     /// # Errors
     /// If there are too few frames or too many areas, or the pool has some of them already.
     pub fn add(&mut self, ram: SharedSlice<'m>) -> Result<(), FrameError> {
-        let range = PaRange {
-            base: ram.pa(),
-            len: ram.len() as u64,
-        };
-        let whole = range
-            .aligned_inside(PAGE_SIZE)
-            .ok_or(FrameError::TooSmall)?;
+        let range = PaRange { base: ram.pa(), len: ram.len() as u64 };
+        let whole = range.aligned_inside(PAGE_SIZE).ok_or(FrameError::TooSmall)?;
         if self.areas.iter().any(|area| area.whole.overlaps(whole)) {
             return Err(FrameError::Overlaps);
         }
         let skip = (whole.base.raw() - range.base.raw()) as usize;
-        let ram = ram
-            .subslice(skip, whole.len as usize)
-            .ok_or(FrameError::TooSmall)?;
+        let ram = ram.subslice(skip, whole.len as usize).ok_or(FrameError::TooSmall)?;
         let area = Area::new(whole, ram).ok_or(FrameError::TooSmall)?;
         self.areas.push(area).map_err(|_| FrameError::TooManyAreas)
     }
@@ -131,9 +121,7 @@ impl<'m> FramePool<'m> {
             let Some(start) = area.index_of(pa) else {
                 continue;
             };
-            return area
-                .give_back(start, frames)
-                .ok_or(FrameError::NotAllocated);
+            return area.give_back(start, frames).ok_or(FrameError::NotAllocated);
         }
         Err(FrameError::NotAllocated)
     }
@@ -160,11 +148,7 @@ impl<'m> FramePool<'m> {
     /// The longest free run that starts at a multiple of `align` bytes (a power of two), in frames.
     /// A pass over all bitmaps: for start-up.
     pub fn largest_run(&self, align: u64) -> usize {
-        self.areas
-            .iter()
-            .map(|area| area.largest(align))
-            .max()
-            .unwrap_or(0)
+        self.areas.iter().map(|area| area.largest(align)).max().unwrap_or(0)
     }
 }
 
@@ -197,19 +181,11 @@ impl<'m> Area<'m> {
     fn new(whole: PaRange, ram: SharedSlice<'m>) -> Option<Self> {
         let all = ram.len() / FRAME;
         let bitmap_frames = all.div_ceil(FRAME * 8);
-        let frames = all
-            .checked_sub(bitmap_frames)
-            .filter(|frames| *frames > 0)?;
+        let frames = all.checked_sub(bitmap_frames).filter(|frames| *frames > 0)?;
         let bitmap = ram.subslice(frames * FRAME, bitmap_frames * FRAME)?;
         zero_words(bitmap);
         let ram = ram.subslice(0, frames * FRAME)?;
-        Some(Self {
-            whole,
-            ram,
-            bitmap,
-            lowest: 0,
-            free: frames,
-        })
+        Some(Self { whole, ram, bitmap, lowest: 0, free: frames })
     }
 
     fn frames(&self) -> usize {
@@ -217,8 +193,7 @@ impl<'m> Area<'m> {
     }
 
     fn slice(&self, start: usize, frames: usize) -> Option<SharedSlice<'m>> {
-        self.ram
-            .subslice(start.checked_mul(FRAME)?, frames.checked_mul(FRAME)?)
+        self.ram.subslice(start.checked_mul(FRAME)?, frames.checked_mul(FRAME)?)
     }
 
     /// The frame at `pa`, if it starts there.
@@ -231,10 +206,7 @@ impl<'m> Area<'m> {
     /// The first frame from `index` on whose address is a multiple of `align`.
     fn aligned(&self, index: usize, align: u64) -> Option<usize> {
         let base = self.ram.pa().raw();
-        let at = align_up(
-            base.checked_add((index as u64).checked_mul(PAGE_SIZE)?)?,
-            align,
-        )?;
+        let at = align_up(base.checked_add((index as u64).checked_mul(PAGE_SIZE)?)?, align)?;
         usize::try_from((at - base) / PAGE_SIZE).ok()
     }
 
@@ -295,9 +267,7 @@ impl<'m> Area<'m> {
     }
 
     fn give_back(&mut self, start: usize, frames: usize) -> Option<()> {
-        let end = start
-            .checked_add(frames)
-            .filter(|end| *end <= self.frames())?;
+        let end = start.checked_add(frames).filter(|end| *end <= self.frames())?;
         if frames == 0 || self.next(start, end, false) != end {
             return None;
         }
@@ -315,9 +285,7 @@ impl<'m> Area<'m> {
             let at = index / 64 * 8;
             let word = self.bitmap.load_u64(at).unwrap_or(u64::MAX);
             // In range: the bitmap has a bit for every frame.
-            let _ = self
-                .bitmap
-                .store_u64(at, if in_use { word | bits } else { word & !bits });
+            let _ = self.bitmap.store_u64(at, if in_use { word | bits } else { word & !bits });
             index = next;
         }
     }

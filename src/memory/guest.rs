@@ -24,9 +24,7 @@ pub struct GuestMemory<'m> {
 impl<'m> GuestMemory<'m> {
     /// A guest without RAM.
     pub const fn new() -> Self {
-        Self {
-            regions: heapless::Vec::new(),
-        }
+        Self { regions: heapless::Vec::new() }
     }
 
     /// Adds `memory` at `ipa`. Gives the region back if the table is full, the region is empty,
@@ -41,9 +39,7 @@ impl<'m> GuestMemory<'m> {
         if overlaps || memory.is_empty() {
             return Err(memory);
         }
-        self.regions
-            .push((ipa, memory))
-            .map_err(|(_, memory)| memory)
+        self.regions.push((ipa, memory)).map_err(|(_, memory)| memory)
     }
 
     /// The regions: guest address and memory.
@@ -67,9 +63,7 @@ impl<'m> GuestMemory<'m> {
             if offset >= region.len() as u64 {
                 continue;
             }
-            return region
-                .subslice(offset as usize, len)
-                .ok_or(GuestMemoryError::NotRam);
+            return region.subslice(offset as usize, len).ok_or(GuestMemoryError::NotRam);
         }
         Err(GuestMemoryError::NotRam)
     }

@@ -30,17 +30,12 @@ impl HostRam {
     /// If `len` is zero or more than half the address space. Aborts if there is no memory.
     pub fn new(len: usize) -> Self {
         let page = PAGE_SIZE as usize;
-        assert!(
-            len > 0 && len <= isize::MAX as usize - page,
-            "a length no allocation can have"
-        );
+        assert!(len > 0 && len <= isize::MAX as usize - page, "a length no allocation can have");
         // SAFETY: the alignment is a power of two, and the assertion bounds the rounded size.
         let layout = unsafe { Layout::from_size_align_unchecked(len.next_multiple_of(page), page) };
         // SAFETY: the size is not zero.
         let base = unsafe { alloc_zeroed(layout) };
-        let Some(base) = NonNull::new(base) else {
-            handle_alloc_error(layout)
-        };
+        let Some(base) = NonNull::new(base) else { handle_alloc_error(layout) };
         Self { base, layout }
     }
 

@@ -21,10 +21,7 @@ pub struct PaRange {
 impl PaRange {
     /// The `len` bytes at `base`.
     pub const fn new(base: u64, len: u64) -> Self {
-        Self {
-            base: Pa::new(base),
-            len,
-        }
+        Self { base: Pa::new(base), len }
     }
 
     /// The address after the last byte; capped at the last address if the range wraps.
@@ -99,9 +96,7 @@ pub struct RamMap {
 impl RamMap {
     /// A map without RAM.
     pub const fn new() -> Self {
-        Self {
-            free: heapless::Vec::new(),
-        }
+        Self { free: heapless::Vec::new() }
     }
 
     /// All of `memory` that is not in `reserved`. Ranges may overlap and come in any order.
@@ -143,9 +138,7 @@ impl RamMap {
             }
         }
         let place = joined.iter().filter(|old| old.base.raw() < base).count();
-        joined
-            .insert(place, PaRange::new(base, end - base))
-            .map_err(|_| TooManyRanges)?;
+        joined.insert(place, PaRange::new(base, end - base)).map_err(|_| TooManyRanges)?;
         self.free = joined;
         Ok(())
     }
@@ -179,11 +172,7 @@ impl RamMap {
     /// the lowest.
     pub fn largest(&self, align: u64) -> Option<PaRange> {
         let mut best: Option<PaRange> = None;
-        for range in self
-            .free
-            .iter()
-            .filter_map(|range| range.aligned_inside(align))
-        {
+        for range in self.free.iter().filter_map(|range| range.aligned_inside(align)) {
             if best.is_none_or(|best| range.len > best.len) {
                 best = Some(range);
             }
@@ -200,10 +189,7 @@ impl RamMap {
         self.free.iter().find_map(|range| {
             let low = range.base.raw();
             let ahead = residue.wrapping_sub(low) & (align - 1);
-            let found = PaRange {
-                base: range.base.checked_add(ahead)?,
-                len,
-            };
+            let found = PaRange { base: range.base.checked_add(ahead)?, len };
             range.contains(found).then_some(found)
         })
     }
@@ -236,10 +222,7 @@ mod tests {
     }
 
     fn all_free(naive: &[bool; UNITS], base: u64, len: u64) -> bool {
-        base + len <= UNITS as u64
-            && naive[base as usize..(base + len) as usize]
-                .iter()
-                .all(|f| *f)
+        base + len <= UNITS as u64 && naive[base as usize..(base + len) as usize].iter().all(|f| *f)
     }
 
     proptest! {
@@ -303,25 +286,16 @@ mod tests {
         assert_eq!(map.reserve(PaRange::new(805, 1)), Err(TooManyRanges));
         assert_eq!(map.add(PaRange::new(2000, 1)), Err(TooManyRanges));
         assert_eq!(map.free().len(), MAX_FREE_RANGES);
-        assert!(
-            map.free()
-                .iter()
-                .any(|range| range.contains(PaRange::new(805, 1)))
-        );
+        assert!(map.free().iter().any(|range| range.contains(PaRange::new(805, 1))));
     }
 
     #[test]
     fn ranges_at_the_end_of_the_address_space_do_not_wrap() {
         let mut map = RamMap::new();
-        map.add(PaRange::new(u64::MAX - 0x1fff, 0x1000_0000))
-            .unwrap();
-        assert_eq!(
-            map.find(0x1000, 0x1000, 0),
-            Some(PaRange::new(u64::MAX - 0x1fff, 0x1000))
-        );
+        map.add(PaRange::new(u64::MAX - 0x1fff, 0x1000_0000)).unwrap();
+        assert_eq!(map.find(0x1000, 0x1000, 0), Some(PaRange::new(u64::MAX - 0x1fff, 0x1000)));
         assert_eq!(map.find(u64::MAX, 0x1000, 0), None);
-        map.reserve(PaRange::new(u64::MAX - 0xfff, u64::MAX))
-            .unwrap();
+        map.reserve(PaRange::new(u64::MAX - 0xfff, u64::MAX)).unwrap();
         assert_eq!(map.free(), [PaRange::new(u64::MAX - 0x1fff, 0x1000)]);
     }
 }

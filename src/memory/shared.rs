@@ -64,12 +64,7 @@ impl<'m> SharedSlice<'m> {
     /// For all of `'m`, `base..base + len` must be mapped, readable and writable, valid for atomic
     /// access, and no Rust reference to any of it may exist.
     pub const unsafe fn new(base: NonNull<u8>, pa: Pa, len: usize) -> Self {
-        Self {
-            base,
-            pa,
-            len,
-            memory: PhantomData,
-        }
+        Self { base, pa, len, memory: PhantomData }
     }
 
     /// Length in bytes.
@@ -231,11 +226,7 @@ impl<'m> SharedSlice<'m> {
             return None;
         }
         let same_phase = (self.base.addr().get() ^ source.base.addr().get()) & (WORD - 1) == 0;
-        let head = if same_phase {
-            self.bytes_before_word()
-        } else {
-            len
-        };
+        let head = if same_phase { self.bytes_before_word() } else { len };
         let mut at = 0;
         while at < head {
             self.copy_byte(source, at);

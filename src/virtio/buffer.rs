@@ -62,10 +62,7 @@ impl<'a, 'm> Reader<'a, 'm> {
     /// `remaining` is the sum of the lengths of `segments`, none of which is empty.
     #[inline(always)]
     pub(super) fn new(segments: &'a mut [SharedSlice<'m>], remaining: usize) -> Self {
-        Self(Cursor {
-            segments,
-            remaining,
-        })
+        Self(Cursor { segments, remaining })
     }
 
     /// Bytes not yet read.
@@ -110,13 +107,7 @@ impl<'a, 'm> Writer<'a, 'm> {
     /// `remaining` is the sum of the lengths of `segments`, none of which is empty.
     #[inline(always)]
     pub(super) fn new(segments: &'a mut [SharedSlice<'m>], remaining: usize) -> Self {
-        Self {
-            cursor: Cursor {
-                segments,
-                remaining,
-            },
-            written: 0,
-        }
+        Self { cursor: Cursor { segments, remaining }, written: 0 }
     }
 
     /// Bytes that can still be written.
@@ -198,14 +189,7 @@ mod tests {
     #[test]
     fn reading_does_not_see_the_cuts() {
         let ram = HostRam::new(64);
-        for lengths in [
-            &[24][..],
-            &[1; 24],
-            &[5, 11, 8],
-            &[16, 8],
-            &[15, 1, 8],
-            &[3, 21],
-        ] {
+        for lengths in [&[24][..], &[1; 24], &[5, 11, 8], &[16, 8], &[15, 1, 8], &[3, 21]] {
             let (mut segments, total) = cut(&ram, lengths);
             let mut reader = Reader::new(&mut segments, total);
             let header: [u8; 16] = reader.read_object().unwrap();

@@ -210,11 +210,7 @@ impl<'m> Context<'_, 'm> {
     #[inline]
     pub fn queue(&mut self, index: u16) -> Option<ActiveQueue<'_, 'm>> {
         let ring = self.queues.get_mut(usize::from(index))?.ring()?;
-        Some(ActiveQueue {
-            ring,
-            memory: self.memory,
-            fault: &mut self.events.fault,
-        })
+        Some(ActiveQueue { ring, memory: self.memory, fault: &mut self.events.fault })
     }
 
     /// Configuration space has changed: the generation moves, and the driver is told.

@@ -46,31 +46,11 @@ const STOPPED: Status = Status::FAILED.union(Status::DEVICE_NEEDS_RESET);
 
 /// The steps in the order in which they are taken. A driver may take several in one write.
 pub const STEPS: [Step; 5] = [
-    Step {
-        bit: Status::ACKNOWLEDGE,
-        after: Status::empty(),
-        unless: STOPPED,
-    },
-    Step {
-        bit: Status::DRIVER,
-        after: Status::ACKNOWLEDGE,
-        unless: STOPPED,
-    },
-    Step {
-        bit: Status::FEATURES_OK,
-        after: Status::DRIVER,
-        unless: STOPPED,
-    },
-    Step {
-        bit: Status::DRIVER_OK,
-        after: Status::FEATURES_OK,
-        unless: STOPPED,
-    },
-    Step {
-        bit: Status::FAILED,
-        after: Status::empty(),
-        unless: Status::empty(),
-    },
+    Step { bit: Status::ACKNOWLEDGE, after: Status::empty(), unless: STOPPED },
+    Step { bit: Status::DRIVER, after: Status::ACKNOWLEDGE, unless: STOPPED },
+    Step { bit: Status::FEATURES_OK, after: Status::DRIVER, unless: STOPPED },
+    Step { bit: Status::DRIVER_OK, after: Status::FEATURES_OK, unless: STOPPED },
+    Step { bit: Status::FAILED, after: Status::empty(), unless: Status::empty() },
 ];
 
 /// The bits a driver may set.
@@ -148,15 +128,9 @@ mod tests {
     fn only_a_reset_clears_bits() {
         for value in 1..16 {
             let outcome = written(Status::from_bits_retain(15), value);
-            assert_eq!(
-                outcome,
-                (value == 15).then_some(Status::from_bits_retain(15))
-            );
+            assert_eq!(outcome, (value == 15).then_some(Status::from_bits_retain(15)));
         }
-        assert_eq!(
-            written(Status::from_bits_retain(0xCF), 0),
-            Some(Status::empty())
-        );
+        assert_eq!(written(Status::from_bits_retain(0xCF), 0), Some(Status::empty()));
     }
 
     #[test]
@@ -170,12 +144,7 @@ mod tests {
 
     #[test]
     fn a_driver_cannot_set_the_devices_bit_nor_undefined_ones() {
-        assert_eq!(
-            written(Status::empty(), 0x40 | 0x10 | 0x100 | 1)
-                .unwrap()
-                .bits(),
-            1
-        );
+        assert_eq!(written(Status::empty(), 0x40 | 0x10 | 0x100 | 1).unwrap().bits(), 1);
     }
 
     #[test]

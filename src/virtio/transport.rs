@@ -376,11 +376,8 @@ impl<'d, 'm> MmioTransport<'d, 'm> {
             return WriteOutcome::Done;
         }
         // A device that is stopping as a whole lets go of this queue too.
-        let progress = if stopping {
-            Progress::Pending
-        } else {
-            self.device.reset_queue(index as u16, now)
-        };
+        let progress =
+            if stopping { Progress::Pending } else { self.device.reset_queue(index as u16, now) };
         match progress {
             Progress::Done => {
                 queue.reset();
@@ -417,10 +414,8 @@ impl<'d, 'm> MmioTransport<'d, 'm> {
         let Ok(index) = u16::try_from(index) else {
             return;
         };
-        let enabled = self
-            .queues
-            .get(usize::from(index))
-            .is_some_and(|queue| queue.ring_ref().is_some());
+        let enabled =
+            self.queues.get(usize::from(index)).is_some_and(|queue| queue.ring_ref().is_some());
         if enabled && self.status.is_live() && self.stop == Stop::No {
             self.dispatch(now, |device, context| device.queue_notified(index, context));
         }

@@ -31,10 +31,7 @@ impl Vm<'_> {
             cpus: &[0],
             bootargs,
             initrd: placement.ramdisk.map(|(start, end)| (start, end.raw() - start.raw())),
-            gic: GuestGic::V3 {
-                distributor: layout::GICD,
-                redistributors: layout::GICR,
-            },
+            gic: GuestGic::V3 { distributor: layout::GICD, redistributors: layout::GICR },
             uart: Some(layout::UART),
             rtc: Some(layout::RTC),
             virtio: &virtio,

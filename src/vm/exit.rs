@@ -8,9 +8,7 @@ use super::trap;
 use crate::cpu::abort::{ExceptionSource, GuestException};
 use crate::cpu::psci::{self, Affinity, Call, Outcome, SingleCpu};
 use crate::cpu::syndrome::fault_ipa;
-use crate::cpu::{
-    DataAbort, InstructionLength, MmioAccess, MmioKind, Syndrome,
-};
+use crate::cpu::{DataAbort, InstructionLength, MmioAccess, MmioKind, Syndrome};
 
 /// What becomes of the vCPU.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,9 +55,7 @@ pub fn synchronous<H: Host>(vcpu: &mut Vcpu<'_>, host: &mut H) -> Next {
             inject(vcpu, host, GuestException::InstructionAbort { address });
             Next::Resume
         }
-        Syndrome::SError => {
-            Next::Stop("an SError that is not the guest's to take")
-        }
+        Syndrome::SError => Next::Stop("an SError that is not the guest's to take"),
         _ => {
             inject(vcpu, host, GuestException::Undefined);
             Next::Resume

@@ -88,7 +88,8 @@ impl Placement {
         let kernel_end = (start + kernel.memory).next_multiple_of(ALIGN);
         let wish = (ram_size / 2).min(RAMDISK_OFFSET) & !(ALIGN - 1);
         let tail = ramdisk.next_multiple_of(ALIGN) + fdt;
-        let ramdisk_at = if wish >= kernel_end && wish + tail <= ram_size { wish } else { kernel_end };
+        let ramdisk_at =
+            if wish >= kernel_end && wish + tail <= ram_size { wish } else { kernel_end };
         let needed = ramdisk_at + tail;
         if needed > ram_size {
             return Err(LoadError::TooLarge { needed, ram: ram_size });

@@ -44,7 +44,13 @@ pub struct Vm<'m> {
 
 impl<'m> Vm<'m> {
     /// A machine without virtio devices.
-    pub fn new(name: &'static str, memory: GuestMemory<'m>, limits: Limits, gic: Vgic, rtc: Pl031) -> Self {
+    pub fn new(
+        name: &'static str,
+        memory: GuestMemory<'m>,
+        limits: Limits,
+        gic: Vgic,
+        rtc: Pl031,
+    ) -> Self {
         Self {
             name,
             memory,

@@ -245,11 +245,7 @@ impl Pl011 {
 
     /// Bytes the receiver can hold.
     fn depth(&self) -> usize {
-        if self.lcr_h & LCR_H_FEN != 0 {
-            FIFO_DEPTH
-        } else {
-            1
-        }
+        if self.lcr_h & LCR_H_FEN != 0 { FIFO_DEPTH } else { 1 }
     }
 
     /// Bytes in the receiver at which RX is raised: IFLS.RXIFLSEL.
@@ -278,8 +274,7 @@ impl Pl011 {
 
     fn set_levels(&mut self, value: u16) {
         self.ifls = value;
-        self.raw
-            .set(Interrupts::RX, self.fifo.len() >= self.level());
+        self.raw.set(Interrupts::RX, self.fifo.len() >= self.level());
     }
 }
 

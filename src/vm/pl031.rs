@@ -79,9 +79,7 @@ impl Pl031 {
         }
         // A match that is just over comes again in 136 years.
         let wait = if wait == 0 { 1 << 32 } else { u64::from(wait) };
-        let ticks = seconds
-            .saturating_add(wait)
-            .saturating_mul(u64::from(self.frequency.hertz()));
+        let ticks = seconds.saturating_add(wait).saturating_mul(u64::from(self.frequency.hertz()));
         Some(self.origin.after(Ticks(ticks)))
     }
 
@@ -134,9 +132,7 @@ impl Pl031 {
     /// Whole seconds since the clock was made.
     fn seconds(&self, now: Ticks) -> u64 {
         let elapsed = now.0.saturating_sub(self.origin.0);
-        elapsed
-            .checked_div(u64::from(self.frequency.hertz()))
-            .unwrap_or(0)
+        elapsed.checked_div(u64::from(self.frequency.hertz())).unwrap_or(0)
     }
 
     fn counter(&self, now: Ticks) -> u32 {
@@ -221,10 +217,7 @@ mod tests {
         assert_eq!(clock.deadline(at(3)), Some(at(10)));
         assert!(!clock.interrupt_line(at(9)));
         assert!(clock.interrupt_line(at(12)));
-        assert_eq!(
-            (read(&mut clock, RIS, 13), read(&mut clock, MIS, 13)),
-            (1, 1)
-        );
+        assert_eq!((read(&mut clock, RIS, 13), read(&mut clock, MIS, 13)), (1, 1));
         assert_eq!(clock.deadline(at(13)), None);
         write(&mut clock, ICR, 0, 13);
         assert!(clock.interrupt_line(at(13)));
@@ -284,10 +277,7 @@ mod tests {
         }
         assert_eq!(read(&mut clock, DR, 0), EPOCH);
         assert_eq!((read(&mut clock, CR, 0), read(&mut clock, RIS, 0)), (1, 0));
-        assert_eq!(
-            (read(&mut clock, MR, 0), read(&mut clock, 0x020, 0)),
-            (0, 0)
-        );
+        assert_eq!((read(&mut clock, MR, 0), read(&mut clock, 0x020, 0)), (0, 0));
     }
 
     #[test]

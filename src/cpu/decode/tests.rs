@@ -9,10 +9,7 @@ const IPA_BASE: u64 = 0x0A00_0800;
 fn registers() -> GuestRegisters {
     let mut registers = GuestRegisters::new();
     for number in 0..31 {
-        registers.set(
-            Register::from_bits(number),
-            0x1111_1111_1111_1111 * u64::from(number % 16),
-        );
+        registers.set(Register::from_bits(number), 0x1111_1111_1111_1111 * u64::from(number % 16));
     }
     registers
 }
@@ -50,13 +47,7 @@ fn known_words_decode() {
         // ldrb w2, [x1], #1
         (0x3840_1422, 0, load(Width::Byte, false, false, 2), None, 1),
         // ldr x3, [x1, #-8]!
-        (
-            0xF85F_8C23,
-            -8,
-            load(Width::Double, false, true, 3),
-            None,
-            -8,
-        ),
+        (0xF85F_8C23, -8, load(Width::Double, false, true, 3), None, -8),
         // ldrsw x4, [x1], #4
         (0xB880_4424, 0, load(Width::Word, true, true, 4), None, 4),
         // ldrsh w5, [x1, #2]!
@@ -81,16 +72,8 @@ fn known_words_decode() {
     for (word, offset, first, second, moved) in cases {
         let transfer = decode(word, &fault(offset, false), &registers).unwrap();
         assert_eq!(transfer.first.kind, first, "{word:#x}");
-        assert_eq!(
-            transfer.first.ipa.raw(),
-            IPA_BASE.wrapping_add_signed(offset),
-            "{word:#x}"
-        );
-        assert_eq!(
-            transfer.second.map(|access| access.kind),
-            second,
-            "{word:#x}"
-        );
+        assert_eq!(transfer.first.ipa.raw(), IPA_BASE.wrapping_add_signed(offset), "{word:#x}");
+        assert_eq!(transfer.second.map(|access| access.kind), second, "{word:#x}");
         let base = WriteBack::Register(Register::from_bits(1), BASE.wrapping_add_signed(moved));
         assert_eq!(transfer.write_back, base, "{word:#x}");
     }
@@ -100,12 +83,7 @@ fn known_words_decode() {
 fn known_stores_carry_the_registers() {
     // stp x3, xzr, [x1, #16]
     let transfer = decode(0xA901_7C23, &fault(16, true), &with_base(1)).unwrap();
-    assert_eq!(
-        transfer.first.kind,
-        MmioKind::Store {
-            value: 0x3333_3333_3333_3333
-        }
-    );
+    assert_eq!(transfer.first.kind, MmioKind::Store { value: 0x3333_3333_3333_3333 });
     let second = transfer.second.unwrap();
     assert_eq!(second.kind, MmioKind::Store { value: 0 });
     assert_eq!(second.ipa.raw(), IPA_BASE + 24);
@@ -194,10 +172,7 @@ fn unpredictable_forms_are_refused() {
 fn an_instruction_that_did_not_make_the_access_is_refused() {
     let registers = with_base(1);
     let ldr_post = 0xB840_4420;
-    assert_eq!(
-        decode(ldr_post, &fault(0, true), &registers),
-        Err(Refused::Direction)
-    );
+    assert_eq!(decode(ldr_post, &fault(0, true), &registers), Err(Refused::Direction));
     for offset in [-1, 4, 0x100, -0x1000] {
         let refused = decode(ldr_post, &fault(offset, false), &registers);
         assert_eq!(refused, Err(Refused::Address), "{offset}");
@@ -223,15 +198,9 @@ fn an_access_over_the_end_of_a_page_is_refused() {
         stack_pointer: 0,
     };
     // ldp w6, w7, [x1], #8
-    assert_eq!(
-        decode(0x28C1_1C26, &fault, &registers),
-        Err(Refused::CrossesPage)
-    );
+    assert_eq!(decode(0x28C1_1C26, &fault, &registers), Err(Refused::CrossesPage));
     // ldr x3, [x1], #8
-    assert_eq!(
-        decode(0xF840_8423, &fault, &registers),
-        Err(Refused::CrossesPage)
-    );
+    assert_eq!(decode(0xF840_8423, &fault, &registers), Err(Refused::CrossesPage));
 }
 
 /// What an encoder makes a word from: mnemonics, not bit fields of the decoder.
@@ -277,11 +246,7 @@ const PAIR: [(bool, u32, u64, bool, bool); 5] = [
 
 /// Register contents for a case: base as asked, the others recognisable.
 fn state(base: u32) -> (GuestRegisters, u64) {
-    let registers = if base == 31 {
-        registers()
-    } else {
-        with_base(base)
-    };
+    let registers = if base == 31 { registers() } else { with_base(base) };
     (registers, BASE)
 }
 
@@ -299,21 +264,10 @@ fn expect(
         .unwrap();
     let register = Register::from_bits(number);
     if load {
-        MmioKind::Load(LoadTarget {
-            register,
-            width,
-            sign_extend: sign,
-            sixty_four,
-        })
+        MmioKind::Load(LoadTarget { register, width, sign_extend: sign, sixty_four })
     } else {
-        let mask = if bytes == 8 {
-            u64::MAX
-        } else {
-            (1 << (8 * bytes)) - 1
-        };
-        MmioKind::Store {
-            value: registers.get(register) & mask,
-        }
+        let mask = if bytes == 8 { u64::MAX } else { (1 << (8 * bytes)) - 1 };
+        MmioKind::Store { value: registers.get(register) & mask }
     }
 }
 

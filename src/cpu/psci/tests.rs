@@ -35,24 +35,14 @@ fn versions_are_psci_1_1_and_smccc_1_1() {
 
 #[test]
 fn the_function_is_in_w0_whatever_stands_above() {
-    assert_eq!(
-        call([0xDEAD_BEEF_8400_0000, 0, 0, 0]),
-        Outcome::Return(0x1_0001)
-    );
+    assert_eq!(call([0xDEAD_BEEF_8400_0000, 0, 0, 0]), Outcome::Return(0x1_0001));
 }
 
 #[test]
 fn features_tell_the_truth_about_every_function_number() {
     let psci32 = (0x8400_0000..0x8400_0020u64).chain(0x8400_0050..0x8400_0058);
     let psci64 = (0xC400_0000..0xC400_0020u64).chain(0xC400_0050..0xC400_0058);
-    let other = [
-        0x8000_0000,
-        0x8000_0001,
-        0x8000_0002,
-        0x8000_8000,
-        0x8000_7FFF,
-        0x8000_3FFF,
-    ];
+    let other = [0x8000_0000, 0x8000_0001, 0x8000_0002, 0x8000_8000, 0x8000_7FFF, 0x8000_3FFF];
     let vendor = [0x8600_FF01, 0xC600_0000, 0, 4, 0x0400_0000, 0xFFFF_FFFF];
     for id in psci32.chain(psci64).chain(other).chain(vendor) {
         // Arguments that every implemented function takes as good or as merely invalid.
@@ -105,11 +95,7 @@ fn cpu_on_starts_an_off_cpu_at_its_entry() {
 fn a_32_bit_call_has_32_bit_arguments() {
     let garbage = 0xFFFF_FFFF_0000_0000;
     let arguments = [0x8400_0003, garbage | 1, garbage | 0x4000_0000, garbage | 9];
-    let started = Outcome::CpuOn {
-        cpu: Affinity(1),
-        entry: Ipa::new(0x4000_0000),
-        context: 9,
-    };
+    let started = Outcome::CpuOn { cpu: Affinity(1), entry: Ipa::new(0x4000_0000), context: 9 };
     assert_eq!(Call::decode(arguments).handle(&Four), started);
 }
 

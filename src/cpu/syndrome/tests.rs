@@ -66,14 +66,8 @@ fn every_exception_class_decodes_and_only_trapped_instructions_advance() {
             _ => Syndrome::Other(named),
         };
         assert_eq!(syndrome, expected);
-        let trapped = [
-            0x01, 0x03, 0x04, 0x05, 0x06, 0x08, 0x0C, 0x12, 0x13, 0x17, 0x18, 0x24,
-        ];
-        assert_eq!(
-            syndrome.advances_pc(),
-            trapped.contains(&class),
-            "class {class:#x}"
-        );
+        let trapped = [0x01, 0x03, 0x04, 0x05, 0x06, 0x08, 0x0C, 0x12, 0x13, 0x17, 0x18, 0x24];
+        assert_eq!(syndrome.advances_pc(), trapped.contains(&class), "class {class:#x}");
     }
 }
 
@@ -142,14 +136,8 @@ fn every_fault_status_has_its_kind() {
 fn a_faulting_ipa_takes_its_page_from_hpfar_and_its_offset_from_far() {
     // Non-secure bit and reserved bits around FIPA must not leak in.
     let hpfar = 1 << 63 | 0x0900_0000 >> 8 | 0xF;
-    assert_eq!(
-        fault_ipa(hpfar, 0xFFFF_8000_1234_5018),
-        Ipa::new(0x0900_0018)
-    );
-    assert_eq!(
-        fault_ipa(u64::MAX, u64::MAX),
-        Ipa::new(0x00FF_FFFF_FFFF_FFFF)
-    );
+    assert_eq!(fault_ipa(hpfar, 0xFFFF_8000_1234_5018), Ipa::new(0x0900_0018));
+    assert_eq!(fault_ipa(u64::MAX, u64::MAX), Ipa::new(0x00FF_FFFF_FFFF_FFFF));
 }
 
 #[test]
@@ -161,14 +149,8 @@ fn waits_are_told_apart() {
     assert_eq!(wait(0b000), (false, false, None));
     assert_eq!(wait(0b001), (true, false, None));
     assert_eq!(wait(0b010), (false, true, None));
-    assert_eq!(
-        wait(7 << 5 | 0b110),
-        (false, true, Some(Register::from_bits(7)))
-    );
-    assert_eq!(
-        wait(7 << 5 | 0b111),
-        (true, true, Some(Register::from_bits(7)))
-    );
+    assert_eq!(wait(7 << 5 | 0b110), (false, true, Some(Register::from_bits(7))));
+    assert_eq!(wait(7 << 5 | 0b111), (true, true, Some(Register::from_bits(7))));
     assert_eq!(wait(7 << 5 | 0b100), (false, false, None));
 }
 

@@ -108,9 +108,7 @@ impl<'m> FakeDisk<'m> {
             notifies: 0,
             register_reads: 0,
             requests: Vec::new(),
-            disk: (0..SECTORS * 512)
-                .map(|n| (n / 512 * 7 + n) as u8)
-                .collect(),
+            disk: (0..SECTORS * 512).map(|n| (n / 512 * 7 + n) as u8).collect(),
             status_byte: None,
             prompt: true,
             dead: false,
@@ -130,10 +128,7 @@ impl<'m> FakeDisk<'m> {
             taken: 0,
             used: 0,
         };
-        Self {
-            ram,
-            state: RefCell::new(state),
-        }
+        Self { ram, state: RefCell::new(state) }
     }
 
     pub(super) fn get(&self) -> Ref<'_, State> {
@@ -172,14 +167,8 @@ impl<'m> FakeDisk<'m> {
         let mut index = usize::from(head);
         loop {
             let at = index * 16;
-            let flags = table
-                .load_u16(at + 12)
-                .expect("descriptor outside the table");
-            chain.push((
-                table.load_u64(at).unwrap(),
-                table.load_u32(at + 8).unwrap(),
-                flags,
-            ));
+            let flags = table.load_u16(at + 12).expect("descriptor outside the table");
+            chain.push((table.load_u64(at).unwrap(), table.load_u32(at + 8).unwrap(), flags));
             assert!(chain.len() <= table.len() / 16, "loop");
             if flags & 1 == 0 {
                 return chain;
@@ -193,10 +182,7 @@ impl<'m> FakeDisk<'m> {
         assert_eq!(self.get().status & 0x4, 4, "rings before DRIVER_OK");
         let (available, num) = (self.available(), self.get().num as u16);
         let index = available.load_u16(2).unwrap();
-        assert!(
-            index.wrapping_sub(self.get().taken) <= num,
-            "more available than entries"
-        );
+        assert!(index.wrapping_sub(self.get().taken) <= num, "more available than entries");
         while self.get().taken != index {
             let entry = self.get().taken % num;
             let head = available.load_u16(4 + usize::from(entry) * 2).unwrap();
@@ -206,9 +192,7 @@ impl<'m> FakeDisk<'m> {
             }
             let request = self.parse(head);
             let mut state = self.set();
-            state
-                .log
-                .push((request.kind, request.sector, request.data.len()));
+            state.log.push((request.kind, request.sector, request.data.len()));
             let lied = state.lied;
             state.requests.retain(|other| {
                 assert!(lied || other.head != head, "head {head} is given twice");
@@ -217,18 +201,10 @@ impl<'m> FakeDisk<'m> {
             state.requests.push(request);
         }
         if self.agreed(F_EVENT_IDX) {
-            let event = if self.get().needs_no_doorbell {
-                index.wrapping_sub(1)
-            } else {
-                index
-            };
-            self.used_ring()
-                .store_u16(4 + usize::from(num) * 8, event)
-                .unwrap();
+            let event = if self.get().needs_no_doorbell { index.wrapping_sub(1) } else { index };
+            self.used_ring().store_u16(4 + usize::from(num) * 8, event).unwrap();
         } else {
-            self.used_ring()
-                .store_u16(0, self.get().needs_no_doorbell.into())
-                .unwrap();
+            self.used_ring().store_u16(0, self.get().needs_no_doorbell.into()).unwrap();
         }
     }
 
@@ -242,10 +218,7 @@ impl<'m> FakeDisk<'m> {
             chain = Self::walk(self.ram.at(address, bytes as usize), 0);
             assert_eq!(chain.len(), bytes as usize / 16, "descriptors left over");
         }
-        assert!(
-            chain.len() <= self.get().num as usize,
-            "chain longer than the queue"
-        );
+        assert!(chain.len() <= self.get().num as usize, "chain longer than the queue");
         let (header, header_bytes, header_flags) = chain.remove(0);
         let (status, status_bytes, status_flags) = chain.pop().unwrap();
         assert_eq!((header_bytes, header_flags & 2), (16, 0));
@@ -260,19 +233,13 @@ impl<'m> FakeDisk<'m> {
             }
         }
         if self.agreed(F_SEG_MAX) {
-            assert!(
-                chain.len() <= self.get().config[3] as usize,
-                "too many segments"
-            );
+            assert!(chain.len() <= self.get().config[3] as usize, "too many segments");
         }
         Request {
             head,
             kind,
             sector: header.load_u64(8).unwrap(),
-            data: chain
-                .iter()
-                .map(|(address, bytes, _)| (*address, *bytes))
-                .collect(),
+            data: chain.iter().map(|(address, bytes, _)| (*address, *bytes)).collect(),
             status,
         }
     }
@@ -315,11 +282,7 @@ impl<'m> FakeDisk<'m> {
         self.set_used_index(new);
         let available = self.available();
         let wanted = if self.agreed(F_EVENT_IDX) {
-            needs_event(
-                available.load_u16(4 + usize::from(num) * 2).unwrap(),
-                new,
-                old,
-            )
+            needs_event(available.load_u16(4 + usize::from(num) * 2).unwrap(), new, old)
         } else {
             available.load_u16(0).unwrap() & 1 == 0
         };
@@ -403,10 +366,7 @@ impl State {
         match offset {
             0x014 => state.device_features_sel = value,
             0x020 => {
-                assert_eq!(
-                    state.status, 3,
-                    "features after FEATURES_OK or before DRIVER"
-                );
+                assert_eq!(state.status, 3, "features after FEATURES_OK or before DRIVER");
                 let shift = 32 * state.driver_features_sel;
                 let mask = !(u64::from(u32::MAX) << shift);
                 state.driver_features = state.driver_features & mask | u64::from(value) << shift;
@@ -432,11 +392,7 @@ impl State {
                 assert_eq!(state.status & !value, 0, "status bits taken back");
                 let unknown = state.driver_features & !state.offered;
                 assert_eq!(unknown, 0, "features that were not offered");
-                state.status = if state.refuses_features {
-                    value & !8
-                } else {
-                    value
-                };
+                state.status = if state.refuses_features { value & !8 } else { value };
             }
             0x080 | 0x084 | 0x090 | 0x094 | 0x0a0 | 0x0a4 => {
                 assert_eq!(state.ready, 0, "address of a queue in use");

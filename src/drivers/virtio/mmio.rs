@@ -241,11 +241,9 @@ impl<R: Registers> Transport<R> {
         }
         let features = offered & (wanted | RingFeatures::VERSION_1.bits());
         self.registers.write32(offset::DRIVER_FEATURES_SEL, 0);
-        self.registers
-            .write32(offset::DRIVER_FEATURES, features as u32);
+        self.registers.write32(offset::DRIVER_FEATURES, features as u32);
         self.registers.write32(offset::DRIVER_FEATURES_SEL, 1);
-        self.registers
-            .write32(offset::DRIVER_FEATURES, (features >> 32) as u32);
+        self.registers.write32(offset::DRIVER_FEATURES, (features >> 32) as u32);
 
         self.set_status(status | DeviceStatus::FEATURES_OK);
         if !self.status().contains(DeviceStatus::FEATURES_OK) {
@@ -281,8 +279,7 @@ impl<R: Registers> Transport<R> {
 
     fn write_address(&self, low: usize, address: Pa) {
         self.registers.write32(low, address.raw() as u32);
-        self.registers
-            .write32(low + 4, (address.raw() >> 32) as u32);
+        self.registers.write32(low + 4, (address.raw() >> 32) as u32);
     }
 
     /// Lets the device work (DRIVER_OK); its queues must be set.
@@ -303,8 +300,7 @@ impl<R: Registers> Transport<R> {
     /// Tells the device that queue `queue` has new entries.
     #[inline(always)]
     pub fn notify(&self, queue: u16) {
-        self.registers
-            .write32(offset::QUEUE_NOTIFY, u32::from(queue));
+        self.registers.write32(offset::QUEUE_NOTIFY, u32::from(queue));
     }
 
     /// The 32-bit configuration field at `field` bytes.
@@ -340,8 +336,7 @@ impl<R: Registers> Transport<R> {
     /// Takes a used-buffer interrupt back without asking for the cause. One register access.
     #[inline]
     pub fn acknowledge_used_buffer(&self) {
-        self.registers
-            .write32(offset::INTERRUPT_ACK, InterruptCauses::USED_BUFFER.bits());
+        self.registers.write32(offset::INTERRUPT_ACK, InterruptCauses::USED_BUFFER.bits());
     }
 }
 

@@ -21,10 +21,7 @@ fn modern_devices_are_told_apart() {
 
 #[test]
 fn what_cannot_be_driven_is_refused_with_the_reason() {
-    assert_eq!(
-        probe_with(0xffff_ffff, 2, 2),
-        Err(ProbeError::NotVirtio(0xffff_ffff))
-    );
+    assert_eq!(probe_with(0xffff_ffff, 2, 2), Err(ProbeError::NotVirtio(0xffff_ffff)));
     assert_eq!(probe_with(MAGIC, 1, 2), Err(ProbeError::Legacy));
     assert_eq!(probe_with(MAGIC, 3, 2), Err(ProbeError::Version(3)));
 }
@@ -57,10 +54,7 @@ fn features_agreed_on_were_offered_and_wanted() {
     let ram = FakeRam::new(4096);
     let device = FakeDisk::new(&ram, F_VERSION_1 | 0b0110);
     device.set().status = 0;
-    assert_eq!(
-        Transport::new(&device).negotiate(0b0011),
-        Ok(F_VERSION_1 | 0b0010)
-    );
+    assert_eq!(Transport::new(&device).negotiate(0b0011), Ok(F_VERSION_1 | 0b0010));
     assert_eq!(device.get().driver_features, F_VERSION_1 | 0b0010);
     assert_eq!(device.get().status, 11);
 }
@@ -70,10 +64,7 @@ fn a_device_older_than_virtio_1_is_refused() {
     let ram = FakeRam::new(4096);
     let device = FakeDisk::new(&ram, 0b0110);
     device.set().status = 0;
-    assert_eq!(
-        Transport::new(&device).negotiate(0b0011),
-        Err(InitError::NoVersion1)
-    );
+    assert_eq!(Transport::new(&device).negotiate(0b0011), Err(InitError::NoVersion1));
 }
 
 #[test]
@@ -82,10 +73,7 @@ fn refused_features_are_noticed() {
     let device = FakeDisk::new(&ram, F_VERSION_1);
     device.set().status = 0;
     device.set().refuses_features = true;
-    assert_eq!(
-        Transport::new(&device).negotiate(0),
-        Err(InitError::FeaturesRefused)
-    );
+    assert_eq!(Transport::new(&device).negotiate(0), Err(InitError::FeaturesRefused));
 }
 
 #[test]
@@ -120,9 +108,6 @@ fn an_interrupt_is_named_and_taken_back() {
     device.set().interrupt_status = 3;
     transport.acknowledge_used_buffer();
     assert_eq!(device.get().interrupt_status, 2);
-    assert_eq!(
-        transport.acknowledge_interrupt(),
-        InterruptCauses::CONFIGURATION
-    );
+    assert_eq!(transport.acknowledge_interrupt(), InterruptCauses::CONFIGURATION);
     assert_eq!(device.get().interrupt_status, 0);
 }

@@ -166,8 +166,7 @@ impl<'m> SplitQueue<'m> {
     #[inline(always)]
     pub fn set_attributes(&self, index: u16, length: u32, flags: u16, next: u16) {
         let offset = usize::from(index) * DESC_BYTES + 8;
-        self.descriptors
-            .store_u64(offset, attributes(length, flags, next));
+        self.descriptors.store_u64(offset, attributes(length, flags, next));
     }
 
     /// Puts the chain at `head` into the available ring; the device sees it after the next
@@ -226,10 +225,7 @@ impl<'m> SplitQueue<'m> {
             order.order_dma_reads();
         }
         let entry = usize::from(self.last_used & (self.size - 1));
-        let id = self
-            .used
-            .load_u32(ENTRIES + entry * USED_ENTRY)
-            .unwrap_or(u32::MAX);
+        let id = self.used.load_u32(ENTRIES + entry * USED_ENTRY).unwrap_or(u32::MAX);
         self.last_used = self.last_used.wrapping_add(1);
         if self.event_index {
             self.rearm();
@@ -252,8 +248,7 @@ impl<'m> SplitQueue<'m> {
 
     #[inline(always)]
     fn write_used_event(&mut self, index: u16) {
-        self.available
-            .store_u16(ENTRIES + usize::from(self.size) * 2, index);
+        self.available.store_u16(ENTRIES + usize::from(self.size) * 2, index);
         self.used_event = index;
     }
 
@@ -266,8 +261,7 @@ impl<'m> SplitQueue<'m> {
             // An index just passed comes up again only after 65,535 more chains.
             self.write_used_event(self.last_used.wrapping_sub(u16::from(!on)));
         } else {
-            self.available
-                .store_u16(FLAGS, if on { 0 } else { AVAIL_F_NO_INTERRUPT });
+            self.available.store_u16(FLAGS, if on { 0 } else { AVAIL_F_NO_INTERRUPT });
         }
     }
 }

@@ -26,20 +26,14 @@ struct Device<'m> {
 
 impl<'m> Device<'m> {
     fn new(queue: &SplitQueue<'m>) -> Self {
-        Self {
-            available: queue.available,
-            used: queue.used,
-            index: 0,
-        }
+        Self { available: queue.available, used: queue.used, index: 0 }
     }
 
     /// Finishes `ids` as one batch; whether it would interrupt with EVENT_IDX.
     fn finish(&mut self, ids: &[u32]) -> bool {
         let old = self.index;
         for id in ids {
-            self.used
-                .store_u32(4 + usize::from(self.index % SIZE) * 8, *id)
-                .unwrap();
+            self.used.store_u32(4 + usize::from(self.index % SIZE) * 8, *id).unwrap();
             self.index = self.index.wrapping_add(1);
         }
         self.used.store_u16(2, self.index).unwrap();
@@ -49,9 +43,7 @@ impl<'m> Device<'m> {
 
     /// Wants to be notified when avail.idx passes `index`.
     fn set_event(&self, index: u16) {
-        self.used
-            .store_u16(4 + usize::from(SIZE) * 8, index)
-            .unwrap();
+        self.used.store_u16(4 + usize::from(SIZE) * 8, index).unwrap();
     }
 }
 
@@ -76,10 +68,7 @@ fn impossible_sizes_and_short_memory_are_refused() {
     let ram = FakeRam::new(8192);
     let memory = ram.allocate(SplitQueue::bytes(8));
     for size in [0, 3, 7, 512] {
-        assert!(
-            SplitQueue::new(memory, size, true, false).is_none(),
-            "{size}"
-        );
+        assert!(SplitQueue::new(memory, size, true, false).is_none(), "{size}");
     }
     assert!(SplitQueue::new(memory, 8, true, false).is_some());
     assert!(SplitQueue::new(memory, 16, true, false).is_none());
@@ -152,10 +141,7 @@ fn one_interrupt_comes_for_the_next_completion_after_all_were_taken() {
     assert!(!device.finish(&[1]), "not yet taken");
     assert_eq!(queue.take_used(&Order), Ok(Some(0)));
     assert_eq!(queue.take_used(&Order), Ok(Some(1)));
-    assert!(
-        device.finish(&[2]),
-        "all were taken, although None was not seen"
-    );
+    assert!(device.finish(&[2]), "all were taken, although None was not seen");
     assert_eq!(queue.take_used(&Order), Ok(Some(2)));
     assert_eq!(queue.take_used(&Order), Ok(None));
     assert!(device.finish(&[3]));

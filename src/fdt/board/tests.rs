@@ -13,17 +13,11 @@ fn read(blob: &[u8]) -> Board<'_> {
 }
 
 fn level(intid: u32) -> Option<Interrupt> {
-    Some(Interrupt {
-        intid,
-        trigger: Trigger::Level,
-    })
+    Some(Interrupt { intid, trigger: Trigger::Level })
 }
 
 fn edge(intid: u32) -> Option<Interrupt> {
-    Some(Interrupt {
-        intid,
-        trigger: Trigger::Edge,
-    })
+    Some(Interrupt { intid, trigger: Trigger::Edge })
 }
 
 /// `blob` with every occurrence of `from` replaced by `to`, of the same length.
@@ -42,10 +36,7 @@ fn patched(blob: &[u8], from: &[u8], to: &[u8]) -> Vec<u8> {
 }
 
 fn cells(values: &[u32]) -> Vec<u8> {
-    values
-        .iter()
-        .flat_map(|value| value.to_be_bytes())
-        .collect()
+    values.iter().flat_map(|value| value.to_be_bytes()).collect()
 }
 
 #[test]
@@ -55,10 +46,7 @@ fn qemu_virt_with_gicv3_is_understood() {
     assert_eq!(board.memory, [PaRange::new(0x4000_0000, 1 << 30)]);
     assert!(board.reserved.is_empty());
     let enable = CpuEnable::Psci;
-    assert_eq!(
-        board.cpus,
-        [Cpu { mpidr: 0, enable }, Cpu { mpidr: 1, enable }]
-    );
+    assert_eq!(board.cpus, [Cpu { mpidr: 0, enable }, Cpu { mpidr: 1, enable }]);
     assert_eq!(board.psci, Some(Conduit::Smc));
     assert_eq!(
         board.gic,
@@ -84,10 +72,7 @@ fn qemu_virt_with_gicv3_is_understood() {
     assert_eq!(board.rtc, Some(PaRange::new(0x0901_0000, 0x1000)));
     assert_eq!(board.virtio.len(), 32);
     for (n, slot) in board.virtio.iter().enumerate() {
-        assert_eq!(
-            slot.registers,
-            PaRange::new(0x0a00_0000 + n as u64 * 0x200, 0x200)
-        );
+        assert_eq!(slot.registers, PaRange::new(0x0a00_0000 + n as u64 * 0x200, 0x200));
         assert_eq!(slot.interrupt, edge(48 + n as u32));
         assert!(slot.coherent);
     }
@@ -104,10 +89,7 @@ fn the_modules_of_the_guest_loader_are_found_in_order_of_address() {
     let ramdisk = guest.ramdisk.unwrap();
     assert_eq!(ramdisk.range, PaRange::new(0x5800_0000, 8192));
     assert_eq!(board.modules, [guest.kernel, ramdisk]);
-    assert_eq!(
-        board.check_modules(&[("the FDT", PaRange::new(0x4800_0000, 0x10_0000))]),
-        Ok(())
-    );
+    assert_eq!(board.check_modules(&[("the FDT", PaRange::new(0x4800_0000, 0x10_0000))]), Ok(()));
 }
 
 #[test]
@@ -138,19 +120,9 @@ fn xlnx_versal_virt_is_understood() {
     assert!(matches!(board.gic, Some(Gic::V3 { distributor, .. })
         if distributor == PaRange::new(0xf900_0000, 0x1_0000)));
     let console = board.console.unwrap();
-    assert_eq!(
-        (console.registers.base.raw(), console.interrupt),
-        (0xff00_0000, level(50))
-    );
-    let slots: Vec<_> = board
-        .virtio
-        .iter()
-        .map(|slot| slot.registers.base.raw())
-        .collect();
-    assert_eq!(
-        slots,
-        (0..8).map(|n| 0xa000_0000 + n * 0x200).collect::<Vec<_>>()
-    );
+    assert_eq!((console.registers.base.raw(), console.interrupt), (0xff00_0000, level(50)));
+    let slots: Vec<_> = board.virtio.iter().map(|slot| slot.registers.base.raw()).collect();
+    assert_eq!(slots, (0..8).map(|n| 0xa000_0000 + n * 0x200).collect::<Vec<_>>());
     assert_eq!(board.virtio[0].interrupt, edge(32 + 0x6f));
 }
 
@@ -173,10 +145,7 @@ fn addresses_are_translated_through_every_bus() {
         interrupt,
         coherent: false,
     };
-    assert_eq!(
-        board.virtio,
-        [slot(0xfe30_0000, level(80)), slot(0xfe30_0200, None)]
-    );
+    assert_eq!(board.virtio, [slot(0xfe30_0000, level(80)), slot(0xfe30_0200, None)]);
     // On a bus that does not map it to memory.
     assert_eq!(board.rtc, None);
 }
@@ -200,23 +169,13 @@ fn the_first_enabled_pl011_is_the_console_if_none_is_named() {
 #[test]
 fn disabled_memory_is_not_used_and_reservations_are_kept() {
     let board = read(SOC_RANGES);
-    let memory = [
-        PaRange::new(0, 0x3c00_0000),
-        PaRange::new(0x4000_0000, 0xbc00_0000),
-    ];
+    let memory = [PaRange::new(0, 0x3c00_0000), PaRange::new(0x4000_0000, 0xbc00_0000)];
     assert_eq!(board.memory, memory);
-    let reserved = [
-        PaRange::new(0, 0x1000),
-        PaRange::new(0x3b00_0000, 0x10_0000),
-    ];
+    let reserved = [PaRange::new(0, 0x1000), PaRange::new(0x3b00_0000, 0x10_0000)];
     assert_eq!(board.reserved, reserved);
     let image = PaRange::new(0x20_0000, 0x10_0000);
     let map = board.free_ram(&[image]).unwrap();
-    for taken in reserved
-        .iter()
-        .chain(board.modules.iter().map(|m| &m.range))
-        .chain([&image])
-    {
+    for taken in reserved.iter().chain(board.modules.iter().map(|m| &m.range)).chain([&image]) {
         assert!(!map.free().iter().any(|free| free.overlaps(*taken)));
     }
     assert_eq!(map.largest(1 << 21), Some(memory[1]));
@@ -227,35 +186,18 @@ fn cores_with_a_spin_table_and_two_cell_affinities_are_understood() {
     let board = read(SOC_RANGES);
     assert_eq!(board.psci, None);
     let spin = |address| CpuEnable::SpinTable(Pa::new(address));
-    let cpus = [
-        Cpu {
-            mpidr: 0,
-            enable: spin(0xd8),
-        },
-        Cpu {
-            mpidr: 1 << 32 | 1,
-            enable: spin(0xe0),
-        },
-    ];
+    let cpus =
+        [Cpu { mpidr: 0, enable: spin(0xd8) }, Cpu { mpidr: 1 << 32 | 1, enable: spin(0xe0) }];
     assert_eq!(board.cpus, cpus);
 }
 
 #[test]
 fn the_only_ramdisk_goes_to_the_first_kernel() {
     let board = read(SOC_RANGES);
-    assert_eq!(
-        board
-            .kernels()
-            .map(|kernel| kernel.bootargs)
-            .collect::<Vec<_>>(),
-        ["one", "two"]
-    );
+    assert_eq!(board.kernels().map(|kernel| kernel.bootargs).collect::<Vec<_>>(), ["one", "two"]);
     let guest = board.first_guest().unwrap();
     assert_eq!(guest.kernel.bootargs, "one");
-    assert_eq!(
-        guest.ramdisk.unwrap().range,
-        PaRange::new(0x200_0000, 0x1234)
-    );
+    assert_eq!(guest.ramdisk.unwrap().range, PaRange::new(0x200_0000, 0x1234));
 }
 
 #[test]
@@ -263,10 +205,7 @@ fn of_two_ramdisks_the_one_behind_the_kernel_is_its() {
     let mut board = read(SOC_RANGES);
     let ramdisk = board.modules[1];
     assert_eq!(ramdisk.kind, ModuleKind::Ramdisk);
-    let first = Module {
-        range: PaRange::new(0x10_0000, 0x1000),
-        ..ramdisk
-    };
+    let first = Module { range: PaRange::new(0x10_0000, 0x1000), ..ramdisk };
     board.modules.insert(0, first).unwrap();
     assert_eq!(board.first_guest().unwrap().ramdisk, Some(ramdisk));
 }
@@ -274,29 +213,15 @@ fn of_two_ramdisks_the_one_behind_the_kernel_is_its() {
 #[test]
 fn a_tree_without_memory_is_refused() {
     let blob = patched(VIRT_GICV3, b"memory\0", b"memorY\0");
-    assert_eq!(
-        Board::read(&blob, Pa::new(0)).unwrap_err(),
-        BoardError::NoMemory
-    );
-    let empty = patched(
-        VIRT_GICV3,
-        &cells(&[0, 0x4000_0000, 0, 0x4000_0000]),
-        &cells(&[0; 4]),
-    );
-    assert_eq!(
-        Board::read(&empty, Pa::new(0)).unwrap_err(),
-        BoardError::NoMemory
-    );
+    assert_eq!(Board::read(&blob, Pa::new(0)).unwrap_err(), BoardError::NoMemory);
+    let empty = patched(VIRT_GICV3, &cells(&[0, 0x4000_0000, 0, 0x4000_0000]), &cells(&[0; 4]));
+    assert_eq!(Board::read(&empty, Pa::new(0)).unwrap_err(), BoardError::NoMemory);
 }
 
 #[test]
 fn memory_that_wraps_is_refused_with_the_node_s_path() {
     let from = cells(&[0, 0x4000_0000, 0, 0x4000_0000]);
-    let blob = patched(
-        VIRT_GICV3,
-        &from,
-        &cells(&[0, 0x4000_0000, u32::MAX, 0xf000_0000]),
-    );
+    let blob = patched(VIRT_GICV3, &from, &cells(&[0, 0x4000_0000, u32::MAX, 0xf000_0000]));
     let error = Board::read(&blob, Pa::new(0)).unwrap_err();
     let expected = "/memory@40000000: memory passes the end of the address space";
     assert_eq!(error.to_string(), expected);
@@ -317,14 +242,8 @@ fn a_module_that_is_truncated_or_misplaced_is_refused_with_its_path() {
     let expected = format!("{path} at 0x9000000..0x9002710 {outside}");
     assert_eq!(refused(0x0900_0000, 10000, &[]), expected);
     let other = "/chosen/module@0x58000000";
-    assert_eq!(
-        refused(0x57ff_0000, 0x10001, &[]),
-        format!("{path} overlaps {other}")
-    );
-    assert_eq!(
-        refused(0x5800_1fff, 1, &[]),
-        format!("{other}: module overlaps {}", &path[..25])
-    );
+    assert_eq!(refused(0x57ff_0000, 0x10001, &[]), format!("{path} overlaps {other}"));
+    assert_eq!(refused(0x5800_1fff, 1, &[]), format!("{other}: module overlaps {}", &path[..25]));
     let taken = [("the FDT", PaRange::new(0x4800_0000, 0x10_0000))];
     let expected = format!("{path} at 0x480fffff..0x48100000 overlaps the FDT");
     assert_eq!(refused(0x480f_ffff, 1, &taken), expected);
@@ -334,17 +253,11 @@ fn a_module_that_is_truncated_or_misplaced_is_refused_with_its_path() {
 fn a_module_without_reg_is_refused_with_its_path() {
     let kernel = cells(&[0, 0x5000_0000, 0, 10000]);
     // The length of reg, in front of its name, says 15 bytes.
-    let at = VIRT_GICV3
-        .windows(16)
-        .position(|window| window == kernel)
-        .unwrap();
+    let at = VIRT_GICV3.windows(16).position(|window| window == kernel).unwrap();
     let mut blob = VIRT_GICV3.to_vec();
     blob[at - 5] = 15;
     let error = Board::read(&blob, Pa::new(0)).unwrap_err();
-    assert_eq!(
-        error.to_string(),
-        "/chosen/module@0x50000000: reg is not understood"
-    );
+    assert_eq!(error.to_string(), "/chosen/module@0x50000000: reg is not understood");
 }
 
 proptest! {

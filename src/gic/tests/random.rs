@@ -140,8 +140,7 @@ impl Trace {
                 self.naive(TIMER).raise(high);
             }
             Step::Enable(intid, on) => {
-                self.machine
-                    .write_bit(if on { ISENABLER } else { ICENABLER }, intid);
+                self.machine.write_bit(if on { ISENABLER } else { ICENABLER }, intid);
                 self.naive(intid).enabled = on;
             }
             Step::Priority(intid, priority) => {
@@ -149,8 +148,7 @@ impl Trace {
                 self.naive(intid).priority = priority & 0xf8;
             }
             Step::Pend(intid, on) => {
-                self.machine
-                    .write_bit(if on { ISPENDR } else { ICPENDR }, intid);
+                self.machine.write_bit(if on { ISPENDR } else { ICPENDR }, intid);
                 self.naive(intid).latch = on;
             }
             Step::Activate(intid, on) => {
@@ -158,8 +156,7 @@ impl Trace {
                 // in order; a guest that does it twice confuses EOIcount, and only itself.
                 let acknowledged = self.machine.core.running.iter().any(|&(_, i)| i == intid);
                 if on || !acknowledged {
-                    self.machine
-                        .write_bit(if on { ISACTIVER } else { ICACTIVER }, intid);
+                    self.machine.write_bit(if on { ISACTIVER } else { ICACTIVER }, intid);
                     self.naive(intid).active = on;
                 }
             }
@@ -168,16 +165,8 @@ impl Trace {
                 self.naive(intid).edge = edge;
             }
             Step::Group(intid, group1) if !self.naive(intid).active => {
-                let bank = if intid < 32 {
-                    0x1_0000 + IGROUPR
-                } else {
-                    IGROUPR
-                };
-                let word = if intid < 32 {
-                    0
-                } else {
-                    4 * u64::from(intid / 32)
-                };
+                let bank = if intid < 32 { 0x1_0000 + IGROUPR } else { IGROUPR };
+                let word = if intid < 32 { 0 } else { 4 * u64::from(intid / 32) };
                 let read = |machine: &mut Machine| match intid {
                     0..32 => machine.gicr_read(bank, 4),
                     _ => machine.gicd_read(bank + word, 4),
@@ -201,10 +190,7 @@ impl Trace {
                 match got {
                     Some(intid) => {
                         let naive = self.naive[&intid];
-                        assert!(
-                            self.signalled(&naive),
-                            "{intid} must not be signalled: {naive:?}"
-                        );
+                        assert!(self.signalled(&naive), "{intid} must not be signalled: {naive:?}");
                         assert_eq!(Some(naive.priority), best, "{intid} is not the most urgent");
                         let naive = self.naive(intid);
                         naive.active = true;
@@ -245,16 +231,8 @@ impl Trace {
     fn inspect(&mut self) {
         for intid in POOL {
             let naive = self.naive[&intid];
-            assert_eq!(
-                self.machine.read_bit(ISACTIVER, intid),
-                naive.active,
-                "{intid} active"
-            );
-            assert_eq!(
-                self.machine.read_bit(ISENABLER, intid),
-                naive.enabled,
-                "{intid} enabled"
-            );
+            assert_eq!(self.machine.read_bit(ISACTIVER, intid), naive.active, "{intid} active");
+            assert_eq!(self.machine.read_bit(ISENABLER, intid), naive.enabled, "{intid} enabled");
             // The line of a physical interrupt that is active is not seen before its deactivation.
             if intid != TIMER || !naive.active {
                 assert_eq!(

@@ -64,11 +64,8 @@ impl Vgic {
                 WAKER => {
                     // Nothing below is asleep or awake by itself: ChildrenAsleep follows at once.
                     let asleep = value & PROCESSOR_SLEEP != 0;
-                    self.interface_mut(owner).waker = if asleep {
-                        PROCESSOR_SLEEP | CHILDREN_ASLEEP
-                    } else {
-                        0
-                    };
+                    self.interface_mut(owner).waker =
+                        if asleep { PROCESSOR_SLEEP | CHILDREN_ASLEEP } else { 0 };
                     VcpuSet::EMPTY
                 }
                 0x1_0400..0x1_0420 => self.write_priorities(owner, 0, offset as u32 & 31, 4, value),
@@ -84,9 +81,7 @@ impl Vgic {
 
     /// Whose frames `offset` is in, and the offset within them.
     fn frames_at(&self, offset: u64) -> Option<(VcpuIndex, u64)> {
-        let owner = usize::try_from(offset / GICR_STRIDE)
-            .ok()
-            .and_then(VcpuIndex::new)?;
+        let owner = usize::try_from(offset / GICR_STRIDE).ok().and_then(VcpuIndex::new)?;
         (owner.get() < self.vcpu_count).then_some((owner, offset % GICR_STRIDE))
     }
 

@@ -119,17 +119,9 @@ fn v5_a_route_can_be_written_whole_or_in_halves() {
     assert_eq!(machine.gicd_read(route, 8), 0x99_00ab_cdef);
     assert_eq!(machine.gicd_read(route + 4, 4), 0x99);
     machine.gicd_write(route, 8, u64::MAX);
-    assert_eq!(
-        machine.gicd_read(route, 8),
-        0xff_00ff_ffff,
-        "no IRM, no reserved bits"
-    );
+    assert_eq!(machine.gicd_read(route, 8), 0xff_00ff_ffff, "no IRM, no reserved bits");
     machine.gicd_write(0x6000, 8, 5);
-    assert_eq!(
-        machine.gicd_read(0x6000, 8),
-        0,
-        "private interrupts have no route"
-    );
+    assert_eq!(machine.gicd_read(0x6000, 8), 0, "private interrupts have no route");
     machine.gicd_write(0x6000 + 8 * 255, 8, 5);
     assert_eq!(machine.gicd_read(0x6000 + 8 * 255, 8), 5);
     machine.gicd_write(0x6000 + 8 * 256, 8, 5);
@@ -141,10 +133,7 @@ fn v5_a_redistributor_names_its_own_vcpu_whoever_reads_it() {
     let mut core = FakeCore::new(4);
     let mut vgic = Vgic::new(3);
     let reader = VcpuIndex::BOOT;
-    vgic.set_affinity(
-        VcpuIndex::new(2).unwrap(),
-        Affinity::from_mpidr(0x8100_0302),
-    );
+    vgic.set_affinity(VcpuIndex::new(2).unwrap(), Affinity::from_mpidr(0x8100_0302));
     let mut typer = |frame: u64| vgic.gicr_read(reader, frame * GICR_STRIDE + 8, 8, &mut core);
     assert_eq!(typer(0), 0);
     assert_eq!(typer(1), 0x1_0000_0100);
@@ -155,10 +144,7 @@ fn v5_a_redistributor_names_its_own_vcpu_whoever_reads_it() {
     assert_eq!(vgic.gicr_read(reader, high, 4, &mut core), 0x302);
     let _ = vgic.gicr_write(GICR_STRIDE + 0x1_0100, 4, 0xff);
     assert_eq!(vgic.gicr_read(reader, 0x1_0100, 4, &mut core), 0);
-    assert_eq!(
-        vgic.gicr_read(reader, GICR_STRIDE + 0x1_0100, 4, &mut core),
-        0xff
-    );
+    assert_eq!(vgic.gicr_read(reader, GICR_STRIDE + 0x1_0100, 4, &mut core), 0xff);
 }
 
 #[test]
@@ -214,15 +200,9 @@ fn v10_cpu_targets_of_gicv2_do_not_exist_with_affinity_routing() {
 #[test]
 fn v8_wrong_widths_and_misaligned_accesses_do_nothing() {
     let mut machine = Machine::at_reset(4);
-    for (offset, width) in [
-        (0x104, 1),
-        (0x104, 2),
-        (0x104, 8),
-        (0x105, 4),
-        (0x106, 4),
-        (0x104, 0),
-        (0x104, 3),
-    ] {
+    for (offset, width) in
+        [(0x104, 1), (0x104, 2), (0x104, 8), (0x105, 4), (0x106, 4), (0x104, 0), (0x104, 3)]
+    {
         machine.gicd_write(offset, width, 0xffff_ffff);
         assert_eq!(machine.gicd_read(offset, width), 0, "{offset:#x} {width}");
     }
@@ -231,13 +211,7 @@ fn v8_wrong_widths_and_misaligned_accesses_do_nothing() {
         machine.gicd_write(offset, width, u64::MAX);
         assert_eq!(machine.gicd_read(offset, width), 0, "{offset:#x} {width}");
     }
-    for (offset, width) in [
-        (0x1_0100, 1),
-        (0x1_0102, 4),
-        (0x1_0104, 4),
-        (0x1_0100, 8),
-        (0xc, 8),
-    ] {
+    for (offset, width) in [(0x1_0100, 1), (0x1_0102, 4), (0x1_0104, 4), (0x1_0100, 8), (0xc, 8)] {
         machine.gicr_write(offset, width, u64::MAX);
         assert_eq!(machine.gicr_read(offset, width), 0, "{offset:#x} {width}");
     }

@@ -6,9 +6,7 @@ use super::*;
 use crate::memory::testing::{ram, vast_ram};
 
 fn is_zero(slice: SharedSlice<'_>) -> bool {
-    (0..slice.len())
-        .step_by(8)
-        .all(|offset| slice.load_u64(offset) == Some(0))
+    (0..slice.len()).step_by(8).all(|offset| slice.load_u64(offset) == Some(0))
 }
 
 fn soil(slice: SharedSlice<'_>) {
@@ -52,12 +50,7 @@ fn every_frame_but_the_bitmap_can_be_had_once() {
     while let Ok(frame) = pool.alloc() {
         seen.push(frame.pa().raw());
     }
-    assert_eq!(
-        seen,
-        (0..15)
-            .map(|n| 0x4000_0000 + n * PAGE_SIZE)
-            .collect::<Vec<_>>()
-    );
+    assert_eq!(seen, (0..15).map(|n| 0x4000_0000 + n * PAGE_SIZE).collect::<Vec<_>>());
     assert_eq!(pool.free_frames(), 0);
     assert!(matches!(pool.alloc(), Err(FrameError::OutOfFrames)));
 }
@@ -70,10 +63,7 @@ fn an_area_with_a_bitmap_of_several_frames_is_used_to_its_last_frame() {
     pool.add(vast_ram(0x4000_0000, frames * FRAME)).unwrap();
     assert_eq!(pool.total_frames(), frames - 4);
     let run = pool.alloc_run(frames - 5, 1 << 30).unwrap();
-    assert_eq!(
-        pool.alloc().unwrap().pa().raw(),
-        run.pa().raw() + run.len() as u64
-    );
+    assert_eq!(pool.alloc().unwrap().pa().raw(), run.pa().raw() + run.len() as u64);
     assert_eq!(pool.free_frames(), 0);
     pool.free(run.pa(), run.len() / FRAME).unwrap();
     assert_eq!(pool.largest_run(1 << 21), frames - 5);
@@ -94,40 +84,26 @@ fn areas_too_small_overlapping_or_too_many_are_refused() {
     assert_eq!(pool.add(ram(0x10, FRAME)), Err(FrameError::TooSmall));
     pool.add(ram(0x10_0000, 4 * FRAME)).unwrap();
     // The last frame holds the bitmap, which an overlap would destroy.
-    assert_eq!(
-        pool.add(ram(0x10_3000, 4 * FRAME)),
-        Err(FrameError::Overlaps)
-    );
+    assert_eq!(pool.add(ram(0x10_3000, 4 * FRAME)), Err(FrameError::Overlaps));
     for n in 2..=MAX_AREAS as u64 {
         pool.add(ram(n * 0x10_0000, 4 * FRAME)).unwrap();
     }
-    assert_eq!(
-        pool.add(ram(0x1000_0000, 4 * FRAME)),
-        Err(FrameError::TooManyAreas)
-    );
+    assert_eq!(pool.add(ram(0x1000_0000, 4 * FRAME)), Err(FrameError::TooManyAreas));
 }
 
 #[test]
 fn frames_come_from_the_next_area_when_one_is_used_up() {
     let mut pool = pool(0x10_0000, 2);
     pool.add(ram(0x80_0000, 3 * FRAME)).unwrap();
-    let all: Vec<_> = core::iter::from_fn(|| pool.alloc().ok())
-        .map(|f| f.pa().raw())
-        .collect();
+    let all: Vec<_> = core::iter::from_fn(|| pool.alloc().ok()).map(|f| f.pa().raw()).collect();
     assert_eq!(all, [0x10_0000, 0x80_0000, 0x80_1000]);
 }
 
 #[test]
 fn a_run_is_aligned_by_address_not_by_index() {
     let mut pool = pool(0x4000_3000, 64);
-    assert_eq!(
-        pool.alloc_run(2, 0x2000).unwrap().pa(),
-        Pa::new(0x4000_4000)
-    );
-    assert_eq!(
-        pool.alloc_run(16, 0x10000).unwrap().pa(),
-        Pa::new(0x4001_0000)
-    );
+    assert_eq!(pool.alloc_run(2, 0x2000).unwrap().pa(), Pa::new(0x4000_4000));
+    assert_eq!(pool.alloc_run(16, 0x10000).unwrap().pa(), Pa::new(0x4001_0000));
     assert_eq!(pool.alloc().unwrap().pa(), Pa::new(0x4000_3000));
 }
 
@@ -145,10 +121,7 @@ fn freeing_what_is_not_allocated_is_refused_without_effect() {
         (0, 1),
         (u64::MAX, 1),
     ] {
-        assert_eq!(
-            pool.free(Pa::new(pa), frames),
-            Err(FrameError::NotAllocated)
-        );
+        assert_eq!(pool.free(Pa::new(pa), frames), Err(FrameError::NotAllocated));
     }
     assert_eq!(pool.free_frames(), free);
     pool.free(run.pa(), 4).unwrap();
@@ -159,16 +132,10 @@ fn freeing_what_is_not_allocated_is_refused_without_effect() {
 fn impossible_requests_are_refused() {
     let mut pool = pool(0x4000_0000, 16);
     for (frames, align) in [(0, PAGE_SIZE), (1, 0), (1, 2048), (1, 0x3000)] {
-        assert!(matches!(
-            pool.alloc_run(frames, align),
-            Err(FrameError::BadRequest)
-        ));
+        assert!(matches!(pool.alloc_run(frames, align), Err(FrameError::BadRequest)));
     }
     for (frames, align) in [(usize::MAX, PAGE_SIZE), (1, 1 << 63), (16, PAGE_SIZE)] {
-        assert!(matches!(
-            pool.alloc_run(frames, align),
-            Err(FrameError::OutOfFrames)
-        ));
+        assert!(matches!(pool.alloc_run(frames, align), Err(FrameError::OutOfFrames)));
     }
 }
 
@@ -177,14 +144,8 @@ fn memory_is_found_by_address_but_never_the_bitmap() {
     let pool = pool(0x4000_0000, 16);
     let found = pool.slice_at(Pa::new(0x4000_2008), 16).unwrap();
     assert_eq!((found.pa(), found.len()), (Pa::new(0x4000_2008), 16));
-    assert!(
-        pool.slice_at(Pa::new(0x4000_0000 + 15 * PAGE_SIZE), 8)
-            .is_none()
-    );
-    assert!(
-        pool.slice_at(Pa::new(0x4000_0000 + 15 * PAGE_SIZE - 8), 16)
-            .is_none()
-    );
+    assert!(pool.slice_at(Pa::new(0x4000_0000 + 15 * PAGE_SIZE), 8).is_none());
+    assert!(pool.slice_at(Pa::new(0x4000_0000 + 15 * PAGE_SIZE - 8), 16).is_none());
     assert!(pool.slice_at(Pa::new(0x3fff_fff8), 16).is_none());
     assert!(pool.slice_at(Pa::new(0x4000_0000), usize::MAX).is_none());
 }

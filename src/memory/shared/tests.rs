@@ -71,11 +71,7 @@ fn a_copy_is_exact_whatever_the_phases() {
             let target = to.slice(Pa::new(0)).subslice(0, LEN).unwrap();
             target.fill(0, LEN, 0xFF).unwrap();
             let part = source.subslice(source_offset, 29).unwrap();
-            target
-                .subslice(offset, 29)
-                .unwrap()
-                .copy_from(&part)
-                .unwrap();
+            target.subslice(offset, 29).unwrap().copy_from(&part).unwrap();
             for (index, byte) in bytes(&target).into_iter().enumerate() {
                 let copied = (offset..offset + 29).contains(&index);
                 let expected = source_offset.wrapping_add(index).wrapping_sub(offset) as u8;
@@ -119,10 +115,7 @@ fn words_are_little_endian_aligned_and_inside() {
     assert_eq!(slice.load_u16(1), None);
     assert_eq!(slice.load_u32(LEN - 2), None);
     assert_eq!(slice.load_u64(usize::MAX - 3), None);
-    assert_eq!(
-        slice.load_u64_pair(48),
-        Some((0x3736_3534_3332_3130, 0x3F3E_3D3C_3B3A_3938))
-    );
+    assert_eq!(slice.load_u64_pair(48), Some((0x3736_3534_3332_3130, 0x3F3E_3D3C_3B3A_3938)));
     assert_eq!(slice.load_u64_pair(52), None);
     assert_eq!(slice.load_u64_pair(56), None);
 }

@@ -37,23 +37,14 @@ pub struct Attributes {
 
 impl Attributes {
     /// Guest RAM.
-    pub const RAM: Self = Self {
-        memory: MemoryType::Normal,
-        access: Access::ReadWrite,
-        executable: true,
-    };
+    pub const RAM: Self =
+        Self { memory: MemoryType::Normal, access: Access::ReadWrite, executable: true };
     /// Normal memory the guest can only look at.
-    pub const READ_ONLY: Self = Self {
-        memory: MemoryType::Normal,
-        access: Access::ReadOnly,
-        executable: false,
-    };
+    pub const READ_ONLY: Self =
+        Self { memory: MemoryType::Normal, access: Access::ReadOnly, executable: false };
     /// A device's registers.
-    pub const DEVICE: Self = Self {
-        memory: MemoryType::Device,
-        access: Access::ReadWrite,
-        executable: false,
-    };
+    pub const DEVICE: Self =
+        Self { memory: MemoryType::Device, access: Access::ReadWrite, executable: false };
 }
 
 const VALID: u64 = 1 << 0;
@@ -93,11 +84,7 @@ impl Descriptor {
 
     /// The block or page at `level` (1 to 3) with output address `pa`, aligned to its span.
     pub(super) const fn leaf(pa: Pa, attributes: Attributes, level: u8) -> Self {
-        let kind = if level == LAST_LEVEL {
-            TABLE_OR_PAGE | VALID
-        } else {
-            VALID
-        };
+        let kind = if level == LAST_LEVEL { TABLE_OR_PAGE | VALID } else { VALID };
         let memory = match attributes.memory {
             MemoryType::Normal => MEM_ATTR_NORMAL | SH_INNER,
             MemoryType::Device => MEM_ATTR_DEVICE_NGNRE,
@@ -126,11 +113,7 @@ impl Descriptor {
     pub(super) const fn attributes(self) -> Attributes {
         let normal = self.0 & MEM_ATTR == MEM_ATTR_NORMAL;
         Attributes {
-            memory: if normal {
-                MemoryType::Normal
-            } else {
-                MemoryType::Device
-            },
+            memory: if normal { MemoryType::Normal } else { MemoryType::Device },
             access: match (self.0 & S2AP_READ != 0, self.0 & S2AP_WRITE != 0) {
                 (true, true) => Access::ReadWrite,
                 (true, false) => Access::ReadOnly,
@@ -184,14 +167,8 @@ mod tests {
         let pa = Pa::new(0x12_4000_0000);
         assert_eq!(Descriptor::leaf(pa, Attributes::RAM, 1).0, 0x12_4000_07fd);
         assert_eq!(Descriptor::leaf(pa, Attributes::RAM, 3).0, 0x12_4000_07ff);
-        assert_eq!(
-            Descriptor::leaf(pa, Attributes::DEVICE, 3).0,
-            0x40_0012_4000_04c7
-        );
-        assert_eq!(
-            Descriptor::leaf(pa, Attributes::READ_ONLY, 2).0,
-            0x40_0012_4000_077d
-        );
+        assert_eq!(Descriptor::leaf(pa, Attributes::DEVICE, 3).0, 0x40_0012_4000_04c7);
+        assert_eq!(Descriptor::leaf(pa, Attributes::READ_ONLY, 2).0, 0x40_0012_4000_077d);
         assert_eq!(Descriptor::table(pa).0, 0x12_4000_0003);
     }
 
@@ -200,11 +177,7 @@ mod tests {
         for memory in [MemoryType::Normal, MemoryType::Device] {
             for access in [Access::None, Access::ReadOnly, Access::ReadWrite] {
                 for executable in [false, true] {
-                    let attributes = Attributes {
-                        memory,
-                        access,
-                        executable,
-                    };
+                    let attributes = Attributes { memory, access, executable };
                     let leaf = Descriptor::leaf(Pa::new(0x20_0000), attributes, 2);
                     assert_eq!(leaf.attributes(), attributes);
                     assert_eq!(leaf.kind(2), Kind::Leaf(Pa::new(0x20_0000)));

@@ -81,12 +81,7 @@ impl Geometry {
             40..=43 => (1, 1 << (ipa_bits - 39)),
             _ => (0, 1),
         };
-        Ok(Self {
-            ipa_bits,
-            pa_range,
-            start_level,
-            root_tables,
-        })
+        Ok(Self { ipa_bits, pa_range, start_level, root_tables })
     }
 
     /// The widest tree of a core with `pa_range`, but no more than `wanted` bits.
@@ -139,11 +134,7 @@ impl Geometry {
     pub const fn vtcr(self, vmid_bits: VmidBits) -> u64 {
         let t0sz = 64 - self.ipa_bits as u64;
         let sl0 = 2 - self.start_level as u64;
-        let ps = if self.pa_range > MAX_PS {
-            MAX_PS
-        } else {
-            self.pa_range
-        } as u64;
+        let ps = if self.pa_range > MAX_PS { MAX_PS } else { self.pa_range } as u64;
         let vs = matches!(vmid_bits, VmidBits::Sixteen) as u64;
         t0sz | sl0 << 6 | 1 << 8 | 1 << 10 | 3 << 12 | ps << 16 | vs << 19 | 1 << 31
     }
@@ -212,9 +203,6 @@ mod tests {
 
     #[test]
     fn vttbr_has_the_vmid_on_top() {
-        assert_eq!(
-            vttbr(Pa::new(0x4001_2000), Vmid::new(0x1ff)),
-            0x01ff_0000_4001_2000
-        );
+        assert_eq!(vttbr(Pa::new(0x4001_2000), Vmid::new(0x1ff)), 0x01ff_0000_4001_2000);
     }
 }

@@ -42,10 +42,7 @@ pub struct Mapping {
 impl Mapping {
     /// The physical address of `ipa`, if it is in this block.
     pub fn translate(&self, ipa: Ipa) -> Option<Pa> {
-        let offset = ipa
-            .raw()
-            .checked_sub(self.ipa.raw())
-            .filter(|offset| *offset < self.size)?;
+        let offset = ipa.raw().checked_sub(self.ipa.raw()).filter(|offset| *offset < self.size)?;
         self.pa.checked_add(offset)
     }
 
@@ -91,11 +88,7 @@ impl<'m> Stage2<'m> {
     ) -> Result<Self, Stage2Error> {
         let tables = geometry.root_tables();
         let root = pool.alloc_run(tables, tables as u64 * PAGE_SIZE)?;
-        Ok(Self {
-            root,
-            geometry,
-            vmid,
-        })
+        Ok(Self { root, geometry, vmid })
     }
 
     /// The shape of the tree; [`Geometry::vtcr`] has the register value.
@@ -132,17 +125,12 @@ impl<'m> Stage2<'m> {
         if !pa.is_aligned(PAGE_SIZE) {
             return Err(Stage2Error::Misaligned);
         }
-        if pa
-            .checked_add(len)
-            .is_none_or(|end| end.raw() > self.geometry.pa_end())
-        {
+        if pa.checked_add(len).is_none_or(|end| end.raw() > self.geometry.pa_end()) {
             return Err(Stage2Error::OutOfRange);
         }
-        self.for_each_slot(pool, ipa.raw(), end, |slot| {
-            match slot.entry.kind(slot.level) {
-                Kind::Invalid => Ok(()),
-                _ => Err(Stage2Error::AlreadyMapped),
-            }
+        self.for_each_slot(pool, ipa.raw(), end, |slot| match slot.entry.kind(slot.level) {
+            Kind::Invalid => Ok(()),
+            _ => Err(Stage2Error::AlreadyMapped),
         })?;
         let mut done = 0;
         while done < len {
@@ -195,11 +183,9 @@ impl<'m> Stage2<'m> {
         attributes: Attributes,
     ) -> Result<(), Stage2Error> {
         let end = self.check(ipa, len)?;
-        self.for_each_slot(pool, ipa.raw(), end, |slot| {
-            match slot.entry.kind(slot.level) {
-                Kind::Leaf(_) => Ok(()),
-                _ => Err(Stage2Error::NotMapped),
-            }
+        self.for_each_slot(pool, ipa.raw(), end, |slot| match slot.entry.kind(slot.level) {
+            Kind::Leaf(_) => Ok(()),
+            _ => Err(Stage2Error::NotMapped),
         })?;
         self.split_at(pool, tlb, ipa.raw())?;
         self.split_at(pool, tlb, end)?;
@@ -237,12 +223,7 @@ impl<'m> Stage2<'m> {
             return None;
         };
         let size = span(slot.level);
-        Some(Mapping {
-            ipa: ipa.align_down(size),
-            pa,
-            size,
-            attributes: slot.entry.attributes(),
-        })
+        Some(Mapping { ipa: ipa.align_down(size), pa, size, attributes: slot.entry.attributes() })
     }
 
     /// Unmaps everything and gives all tables back. No core may use the tree again.
@@ -271,11 +252,7 @@ impl<'m> Stage2<'m> {
     /// is concatenated; `ipa` is inside the address space.
     fn offset(&self, ipa: u64, level: u8) -> usize {
         let index = (ipa >> shift(level)) as usize;
-        let mask = if level == self.geometry.start_level() {
-            usize::MAX
-        } else {
-            ENTRIES - 1
-        };
+        let mask = if level == self.geometry.start_level() { usize::MAX } else { ENTRIES - 1 };
         (index & mask) * 8
     }
 
@@ -287,12 +264,7 @@ impl<'m> Stage2<'m> {
             let offset = self.offset(ipa, level);
             let entry = load(table, offset)?;
             let Kind::Table(next) = entry.kind(level) else {
-                return Ok(Slot {
-                    table,
-                    offset,
-                    level,
-                    entry,
-                });
+                return Ok(Slot { table, offset, level, entry });
             };
             table = table_at(pool, next)?;
             level += 1;
@@ -340,11 +312,7 @@ impl<'m> Stage2<'m> {
                 Kind::Invalid => {
                     let fits = (ipa | pa) & (size - 1) == 0 && size <= len;
                     if level >= FIRST_BLOCK_LEVEL && fits {
-                        store(
-                            table,
-                            offset,
-                            Descriptor::leaf(Pa::new(pa), attributes, level),
-                        )?;
+                        store(table, offset, Descriptor::leaf(Pa::new(pa), attributes, level))?;
                         return Ok(size);
                     }
                     let next = pool.alloc()?;
@@ -409,11 +377,7 @@ impl<'m> Stage2<'m> {
         from: u64,
         end: u64,
     ) -> Result<(), Stage2Error> {
-        let mut removal = Removal {
-            leaves: 0,
-            first: from,
-            dead: None,
-        };
+        let mut removal = Removal { leaves: 0, first: from, dead: None };
         let level = self.geometry.start_level();
         let cleared = clear(pool, self.root, level, 0, (from, end), &mut removal);
         tlb.publish();
@@ -481,10 +445,7 @@ fn table_at<'m>(pool: &FramePool<'m>, pa: Pa) -> Result<SharedSlice<'m>, Stage2E
 }
 
 fn load(table: SharedSlice<'_>, offset: usize) -> Result<Descriptor, Stage2Error> {
-    table
-        .load_u64(offset)
-        .map(Descriptor)
-        .ok_or(Stage2Error::Corrupt)
+    table.load_u64(offset).map(Descriptor).ok_or(Stage2Error::Corrupt)
 }
 
 fn store(table: SharedSlice<'_>, offset: usize, entry: Descriptor) -> Result<(), Stage2Error> {

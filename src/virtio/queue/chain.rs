@@ -38,11 +38,7 @@ pub struct ChainBuffer<'m> {
 impl<'m> ChainBuffer<'m> {
     /// An empty buffer.
     pub const fn new() -> Self {
-        Self {
-            segments: heapless::Vec::new(),
-            readable: 0,
-            bytes: [0; 2],
-        }
+        Self { segments: heapless::Vec::new(), readable: 0, bytes: [0; 2] }
     }
 
     /// Forgets the last chain.
@@ -76,12 +72,8 @@ impl<'m> ChainBuffer<'m> {
             *readable_bytes += u64::from(len);
             self.readable += 1;
         }
-        let segment = memory
-            .slice(Ipa::new(address), len as usize)
-            .map_err(QueueError::Buffer)?;
-        self.segments
-            .push(segment)
-            .map_err(|_| QueueError::ChainTooLong)
+        let segment = memory.slice(Ipa::new(address), len as usize).map_err(QueueError::Buffer)?;
+        self.segments.push(segment).map_err(|_| QueueError::ChainTooLong)
     }
 
     /// The chain, once every descriptor is added.

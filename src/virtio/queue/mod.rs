@@ -81,11 +81,7 @@ impl Areas {
             } else {
                 area.load_u16(0).is_some()
             };
-            if accessible {
-                Ok((address, area))
-            } else {
-                Err(QueueError::Inaccessible)
-            }
+            if accessible { Ok((address, area)) } else { Err(QueueError::Inaccessible) }
         };
         let [a, b, c] = addresses;
         let [align_a, align_b, align_c] = alignments;
@@ -214,24 +210,10 @@ pub struct Queue<'m> {
 impl<'m> Queue<'m> {
     /// A disabled queue of up to `max_size` entries, which is cut to [`MAX_QUEUE_SIZE`].
     pub const fn new(max_size: u16) -> Self {
-        let max_size = if max_size > MAX_QUEUE_SIZE {
-            MAX_QUEUE_SIZE
-        } else {
-            max_size
-        };
-        let areas = Areas {
-            descriptor: 0,
-            driver: 0,
-            device: 0,
-        };
+        let max_size = if max_size > MAX_QUEUE_SIZE { MAX_QUEUE_SIZE } else { max_size };
+        let areas = Areas { descriptor: 0, driver: 0, device: 0 };
         let state = QueueState::Disabled;
-        Self {
-            max_size,
-            size: max_size as u32,
-            areas,
-            state,
-            ring: None,
-        }
+        Self { max_size, size: max_size as u32, areas, state, ring: None }
     }
 
     /// QueueSizeMax.

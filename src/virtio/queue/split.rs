@@ -50,12 +50,7 @@ struct Descriptor {
 impl Descriptor {
     #[inline(always)]
     fn from_words((address, rest): (u64, u64)) -> Self {
-        Self {
-            address,
-            len: rest as u32,
-            flags: (rest >> 32) as u16,
-            next: (rest >> 48) as u16,
-        }
+        Self { address, len: rest as u32, flags: (rest >> 32) as u16, next: (rest >> 48) as u16 }
     }
 
     #[inline(always)]
@@ -227,19 +222,12 @@ impl<'m> SplitRing<'m> {
         // A chain has at most as many descriptors as the table: a loop runs out of them.
         for _ in 0..self.size {
             // The table is exactly `size` descriptors long, so its bounds are the index's.
-            let words = self
-                .descriptors
-                .load_u64_pair(usize::from(index) * DESCRIPTOR);
+            let words = self.descriptors.load_u64_pair(usize::from(index) * DESCRIPTOR);
             let descriptor = Descriptor::from_words(words.ok_or(QueueError::DescriptorIndex)?);
             if descriptor.has(INDIRECT) {
                 return self.walk_indirect(&descriptor, memory, buffer);
             }
-            buffer.add(
-                memory,
-                descriptor.address,
-                descriptor.len,
-                descriptor.has(WRITE),
-            )?;
+            buffer.add(memory, descriptor.address, descriptor.len, descriptor.has(WRITE))?;
             if !descriptor.has(NEXT) {
                 return Ok(());
             }
@@ -262,21 +250,14 @@ impl<'m> SplitRing<'m> {
         if !self.indirect || descriptor.has(NEXT) || len == 0 || !len.is_multiple_of(DESCRIPTOR) {
             return Err(QueueError::Indirect);
         }
-        let table = memory
-            .slice(Ipa::new(descriptor.address), len)
-            .map_err(QueueError::Buffer)?;
+        let table = memory.slice(Ipa::new(descriptor.address), len).map_err(QueueError::Buffer)?;
         let mut index = 0;
         for _ in 0..MAX_SEGMENTS.min(len / DESCRIPTOR) {
             let descriptor = Self::indirect_descriptor(&table, index)?;
             if descriptor.has(INDIRECT) {
                 return Err(QueueError::Indirect);
             }
-            buffer.add(
-                memory,
-                descriptor.address,
-                descriptor.len,
-                descriptor.has(WRITE),
-            )?;
+            buffer.add(memory, descriptor.address, descriptor.len, descriptor.has(WRITE))?;
             if !descriptor.has(NEXT) {
                 return Ok(());
             }
@@ -296,9 +277,7 @@ impl<'m> SplitRing<'m> {
             return Ok(Descriptor::from_words(words));
         }
         let mut bytes = [[0; 8]; 2];
-        table
-            .read_bytes(offset, bytes.as_flattened_mut())
-            .ok_or(QueueError::DescriptorIndex)?;
+        table.read_bytes(offset, bytes.as_flattened_mut()).ok_or(QueueError::DescriptorIndex)?;
         let [address, rest] = bytes.map(u64::from_le_bytes);
         Ok(Descriptor::from_words((address, rest)))
     }
@@ -333,9 +312,7 @@ impl<'m> SplitRing<'m> {
         // Ordering 3.
         fence(Ordering::SeqCst);
         if self.event_idx {
-            let event = self
-                .available
-                .load_u16(RING + usize::from(self.size) * AVAILABLE_ENTRY);
+            let event = self.available.load_u16(RING + usize::from(self.size) * AVAILABLE_ENTRY);
             event.is_none_or(|event| passes(event, old, new))
         } else {
             let flags = self.available.load_u16(FLAGS);
@@ -352,9 +329,7 @@ impl<'m> SplitRing<'m> {
         // With EVENT_IDX, an `avail_event` that is not moved on silences the driver.
         self.armed_at = None;
         if !self.event_idx {
-            let _ = self
-                .used
-                .store_u16(FLAGS, if wanted { 0 } else { NO_NOTIFY });
+            let _ = self.used.store_u16(FLAGS, if wanted { 0 } else { NO_NOTIFY });
         }
         if wanted {
             // Ordering 3: what was added meanwhile was not announced.
@@ -365,16 +340,12 @@ impl<'m> SplitRing<'m> {
 
     #[inline(always)]
     fn load_available(&self, offset: usize) -> Result<u16, QueueError> {
-        self.available
-            .load_u16(offset)
-            .ok_or(QueueError::Inaccessible)
+        self.available.load_u16(offset).ok_or(QueueError::Inaccessible)
     }
 
     #[inline(always)]
     fn store_used(&self, offset: usize, value: u16) -> Result<(), QueueError> {
-        self.used
-            .store_u16(offset, value)
-            .ok_or(QueueError::Inaccessible)
+        self.used.store_u16(offset, value).ok_or(QueueError::Inaccessible)
     }
 }
 

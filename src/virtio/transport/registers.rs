@@ -106,9 +106,9 @@ impl MmioTransport<'_, '_> {
             offset::VENDOR_ID => VENDOR,
             offset::DEVICE_FEATURES => self.offered.page(self.device_features_page),
             offset::QUEUE_SIZE_MAX => self.selected().map_or(0, |queue| queue.max_size().into()),
-            offset::QUEUE_READY => self
-                .selected()
-                .map_or(0, |queue| u32::from(queue.state() != QueueState::Disabled)),
+            offset::QUEUE_READY => {
+                self.selected().map_or(0, |queue| u32::from(queue.state() != QueueState::Disabled))
+            }
             offset::QUEUE_RESET => self.selected().map_or(0, |queue| {
                 u32::from(queue.state() == QueueState::Stopping { by_reset: true })
             }),
@@ -180,9 +180,7 @@ impl MmioTransport<'_, '_> {
     fn shared_memory(&self) -> (u64, u64) {
         self.device
             .shared_memory(self.shared_memory_select)
-            .map_or((u64::MAX, u64::MAX), |region| {
-                (region.base.raw(), region.len)
-            })
+            .map_or((u64::MAX, u64::MAX), |region| (region.base.raw(), region.len))
     }
 
     fn read_config(&self, offset: u16, width: Width) -> u64 {
@@ -200,8 +198,7 @@ impl MmioTransport<'_, '_> {
             && self.stop != Stop::Resetting
             && let Some(data) = value.to_le_bytes().get(..width.bytes())
         {
-            self.device
-                .write_config(usize::from(offset - CONFIG), data, self.accepted);
+            self.device.write_config(usize::from(offset - CONFIG), data, self.accepted);
         }
     }
 }

@@ -37,15 +37,9 @@ fn the_identification_is_an_arm_r1p5() {
 #[test]
 fn reset_values_are_the_manuals() {
     let mut uart = Pl011::new();
-    for (offset, value) in [
-        (RSR_ECR, 0),
-        (FR, 0x97),
-        (CR, 0x300),
-        (IFLS, 0x12),
-        (IMSC, 0),
-        (RIS, 0),
-        (LCR_H, 0),
-    ] {
+    for (offset, value) in
+        [(RSR_ECR, 0), (FR, 0x97), (CR, 0x300), (IFLS, 0x12), (IMSC, 0), (RIS, 0), (LCR_H, 0)]
+    {
         assert_eq!(read(&mut uart, offset), value, "{offset:#x}");
     }
     assert!(!uart.interrupt_line() && uart.wants_input());
@@ -144,11 +138,7 @@ fn the_receive_level_follows_ifls() {
         }
         for left in (0..32).rev() {
             read(&mut uart, DR);
-            assert_eq!(
-                read(&mut uart, RIS) & RX != 0,
-                left >= level,
-                "{select}: {left}"
-            );
+            assert_eq!(read(&mut uart, RIS) & RX != 0, left >= level, "{select}: {left}");
             assert_eq!(read(&mut uart, RIS) & RT != 0, left > 0);
         }
     }
@@ -195,10 +185,7 @@ fn an_overrun_is_reported_once_and_counted() {
     assert_eq!(read(&mut uart, RSR_ECR), 8);
     write(&mut uart, ICR, OE);
     write(&mut uart, RSR_ECR, 0);
-    assert_eq!(
-        (read(&mut uart, RIS) & OE, read(&mut uart, RSR_ECR)),
-        (0, 0)
-    );
+    assert_eq!((read(&mut uart, RIS) & OE, read(&mut uart, RSR_ECR)), (0, 0));
     // The byte after the gap carries the mark, the next does not.
     assert_eq!(read(&mut uart, DR), 0);
     assert!(uart.push(0x40) && uart.wants_input() == (uart.fifo.len() < 32));

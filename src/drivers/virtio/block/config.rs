@@ -55,11 +55,7 @@ impl DiskConfig {
         features: BlockFeatures,
     ) -> Result<Self, InitError> {
         let optional = |feature, at, otherwise| {
-            if features.contains(feature) {
-                transport.config32(at)
-            } else {
-                otherwise
-            }
+            if features.contains(feature) { transport.config32(at) } else { otherwise }
         };
         let block_size = optional(BlockFeatures::BLK_SIZE, field::BLK_SIZE, SECTOR_SIZE as u32);
         if !block_size.is_power_of_two()

@@ -70,13 +70,7 @@ impl Geometry {
             return Err(InitError::QueueTooSmall);
         }
         let room = (chain - OVERHEAD).min(MAX_SEGMENTS);
-        Ok(Self {
-            ring,
-            indirect,
-            slots,
-            stride,
-            segments: segments.clamp(1, room.into()) as u16,
-        })
+        Ok(Self { ring, indirect, slots, stride, segments: segments.clamp(1, room.into()) as u16 })
     }
 }
 
@@ -107,15 +101,13 @@ impl<'m> Layout<'m> {
     /// Header and status of slot `slot`.
     #[inline(always)]
     pub(super) fn envelope(&self, slot: u16) -> Option<SharedSlice<'m>> {
-        self.envelopes
-            .subslice(usize::from(slot) * ENVELOPE_BYTES, ENVELOPE_BYTES)
+        self.envelopes.subslice(usize::from(slot) * ENVELOPE_BYTES, ENVELOPE_BYTES)
     }
 
     /// The indirect table of slot `slot`.
     #[inline(always)]
     pub(super) fn table(&self, slot: u16) -> Option<SharedSlice<'m>> {
-        self.tables
-            .subslice(usize::from(slot) * TABLE_BYTES, TABLE_BYTES)
+        self.tables.subslice(usize::from(slot) * TABLE_BYTES, TABLE_BYTES)
     }
 }
 
@@ -128,13 +120,7 @@ mod tests {
         let geometry = Geometry::new(1024, true, 254).unwrap();
         assert_eq!(
             geometry,
-            Geometry {
-                ring: 256,
-                indirect: true,
-                slots: 64,
-                stride: 0,
-                segments: 126
-            }
+            Geometry { ring: 256, indirect: true, slots: 64, stride: 0, segments: 126 }
         );
         let geometry = Geometry::new(16, true, 254).unwrap();
         assert_eq!((geometry.slots, geometry.segments), (16, 14));

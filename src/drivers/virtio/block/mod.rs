@@ -155,10 +155,7 @@ impl<'m, R: Registers> VirtioBlk<'m, R> {
             state: State::Working,
             geometry,
             segment_bytes: u64::from(config.segment_bytes),
-            slots: [Slot {
-                tag: Tag(0),
-                deadline: Ticks(0),
-            }; MAX_SLOTS as usize],
+            slots: [Slot { tag: Tag(0), deadline: Ticks(0) }; MAX_SLOTS as usize],
             transport,
             info,
             features,
@@ -166,8 +163,7 @@ impl<'m, R: Registers> VirtioBlk<'m, R> {
             abandoned: false,
             resets: 0,
         };
-        disk.transport
-            .set_queue(QUEUE, geometry.ring, &disk.queue.addresses());
+        disk.transport.set_queue(QUEUE, geometry.ring, &disk.queue.addresses());
         disk.transport.start();
         disk.prepare_slots();
         disk.transport.start();
@@ -261,10 +257,7 @@ impl<'m, R: Registers> VirtioBlk<'m, R> {
         let index = self.free.trailing_zeros() as u16;
         self.write_chain(index, kind, sector, direction, segments)
             .ok_or(SubmitError::Unsupported)?;
-        let slot = self
-            .slots
-            .get_mut(usize::from(index))
-            .ok_or(SubmitError::Busy)?;
+        let slot = self.slots.get_mut(usize::from(index)).ok_or(SubmitError::Busy)?;
         *slot = Slot { tag, deadline };
         if self.at_device | self.unpublished == 0 {
             self.next_deadline = deadline;
@@ -327,11 +320,7 @@ impl<'m, R: Registers> VirtioBlk<'m, R> {
             let offset = usize::from(head) * DESC_BYTES;
             (self.queue.descriptors().subslice(offset, bytes)?, head)
         };
-        Some(Chain {
-            table,
-            head,
-            written: 1,
-        })
+        Some(Chain { table, head, written: 1 })
     }
 
     /// Writes what all requests of a slot have in common.
@@ -342,14 +331,7 @@ impl<'m, R: Registers> VirtioBlk<'m, R> {
                 continue;
             };
             let next = chain.head + 1;
-            write_descriptor(
-                &chain.table,
-                0,
-                envelope.pa(),
-                HEADER_BYTES,
-                DESC_F_NEXT,
-                next,
-            );
+            write_descriptor(&chain.table, 0, envelope.pa(), HEADER_BYTES, DESC_F_NEXT, next);
             if self.geometry.indirect {
                 let ring = self.queue.descriptors();
                 write_descriptor(ring, index.into(), chain.table.pa(), 0, DESC_F_INDIRECT, 0);
@@ -380,10 +362,7 @@ impl<'m, R: Registers> VirtioBlk<'m, R> {
     /// Takes a request that needs no device.
     fn end_at_once(&mut self, tag: Tag) -> Result<(), SubmitError> {
         let index = self.free.trailing_zeros();
-        let slot = self
-            .slots
-            .get_mut(index as usize)
-            .ok_or(SubmitError::Busy)?;
+        let slot = self.slots.get_mut(index as usize).ok_or(SubmitError::Busy)?;
         slot.tag = tag;
         self.free &= !(1 << index);
         self.ended_ok |= 1 << index;
@@ -403,11 +382,7 @@ impl<'m, R: Registers> VirtioBlk<'m, R> {
         let index = (self.ended_ok | self.ended_badly).trailing_zeros();
         let tag = self.slots.get(index as usize)?.tag;
         let bit = 1 << index;
-        let status = if self.ended_ok & bit != 0 {
-            BlockStatus::Ok
-        } else {
-            BlockStatus::IoError
-        };
+        let status = if self.ended_ok & bit != 0 { BlockStatus::Ok } else { BlockStatus::IoError };
         self.ended_ok &= !bit;
         self.ended_badly &= !bit;
         self.free |= bit;
@@ -477,8 +452,7 @@ impl<'m, R: Registers> VirtioBlk<'m, R> {
             return Err(InitError::QueueTooSmall);
         }
         self.queue = new_queue(&self.layout, self.geometry, self.features, self.interrupts)?;
-        self.transport
-            .set_queue(QUEUE, self.geometry.ring, &self.queue.addresses());
+        self.transport.set_queue(QUEUE, self.geometry.ring, &self.queue.addresses());
         self.prepare_slots();
         self.transport.start();
         Ok(())
@@ -527,14 +501,7 @@ impl Chain<'_> {
             let next = self.head + self.written + 1;
             let flags = direction | DESC_F_NEXT;
             let index = usize::from(self.written);
-            write_descriptor(
-                &self.table,
-                index,
-                Pa::new(address),
-                length as u32,
-                flags,
-                next,
-            );
+            write_descriptor(&self.table, index, Pa::new(address), length as u32, flags, next);
             self.written += 1;
             address += length;
             bytes -= length;
@@ -545,14 +512,7 @@ impl Chain<'_> {
     /// Adds the status byte, which the device writes. The chain's length in bytes.
     #[inline(always)]
     fn write_last(&mut self, status: Pa) -> u32 {
-        write_descriptor(
-            &self.table,
-            usize::from(self.written),
-            status,
-            1,
-            DESC_F_WRITE,
-            0,
-        );
+        write_descriptor(&self.table, usize::from(self.written), status, 1, DESC_F_WRITE, 0);
         (u32::from(self.written) + 1) * DESC_BYTES as u32
     }
 }
@@ -577,14 +537,7 @@ impl<'m, R: Registers> BlockBackend<'m> for VirtioBlk<'m, R> {
             BlockOp::Flush => (T_FLUSH, 0, [].as_slice()),
         };
         let deadline = now.after(self.timeout);
-        self.start(
-            request.tag,
-            kind,
-            request.sector,
-            direction,
-            segments,
-            deadline,
-        )
+        self.start(request.tag, kind, request.sector, direction, segments, deadline)
     }
 
     #[inline]

@@ -28,28 +28,17 @@ fn request<'a, 'm>(
     sector: u64,
     segments: &'a [SharedSlice<'m>],
 ) -> BlockRequest<'a, 'm> {
-    BlockRequest {
-        tag: Tag(tag),
-        op,
-        sector,
-        segments,
-    }
+    BlockRequest { tag: Tag(tag), op, sector, segments }
 }
 
 /// Submits a one-sector read without starting it.
 fn read<'m>(disk: &mut Disk<'m, '_>, tag: u16, buffer: SharedSlice<'m>) {
     let segments = [buffer.subslice(0, 512).unwrap()];
-    disk.submit(
-        request(tag, BlockOp::Read, u64::from(tag) % SECTORS, &segments),
-        NOW,
-    )
-    .unwrap();
+    disk.submit(request(tag, BlockOp::Read, u64::from(tag) % SECTORS, &segments), NOW).unwrap();
 }
 
 fn contents(sector: u64, sectors: u64) -> Vec<u8> {
-    (sector * 512..(sector + sectors) * 512)
-        .map(|n| (n / 512 * 7 + n) as u8)
-        .collect()
+    (sector * 512..(sector + sectors) * 512).map(|n| (n / 512 * 7 + n) as u8).collect()
 }
 
 const OK: BlockStatus = BlockStatus::Ok;
@@ -81,10 +70,7 @@ fn fields_without_their_feature_are_not_believed() {
     device.set().config = [64, 1, 0xdead, 0xdead, 0, 0xdead];
     let info = open(&ram, &device).unwrap().info();
     assert_eq!((info.sectors, info.block_size), (1 << 32 | 64, 512));
-    assert_eq!(
-        (info.max_segments, info.flush, info.read_only),
-        (1, false, false)
-    );
+    assert_eq!((info.max_segments, info.flush, info.read_only), (1, false, false));
 }
 
 #[test]
@@ -93,11 +79,7 @@ fn an_impossible_block_size_is_refused() {
         let ram = ram();
         let device = FakeDisk::new(&ram, F_VERSION_1 | F_BLK_SIZE);
         device.set().config[5] = block_size;
-        assert_eq!(
-            open(&ram, &device).err(),
-            Some(InitError::BadConfiguration),
-            "{block_size}"
-        );
+        assert_eq!(open(&ram, &device).err(), Some(InitError::BadConfiguration), "{block_size}");
         assert_eq!(device.get().status & 0x80, 0x80, "given up");
     }
 }
@@ -138,20 +120,14 @@ fn a_device_without_identity_has_a_zero_one() {
 
 #[test]
 fn data_goes_to_the_disk_and_comes_back_where_it_belongs() {
-    for features in [
-        USUAL,
-        USUAL & !F_INDIRECT,
-        USUAL & !F_EVENT_IDX,
-        F_VERSION_1 | F_SEG_MAX,
-    ] {
+    for features in [USUAL, USUAL & !F_INDIRECT, USUAL & !F_EVENT_IDX, F_VERSION_1 | F_SEG_MAX] {
         let ram = ram();
         let device = FakeDisk::new(&ram, features);
         let mut disk = open(&ram, &device).unwrap();
         // Two pieces that are no neighbours and not of whole sectors.
         let (a, b) = (ram.allocate(4096), ram.allocate(4096));
         let pieces = [a.subslice(100, 700).unwrap(), b.subslice(1, 324).unwrap()];
-        disk.submit(request(1, BlockOp::Read, 9, &pieces), NOW)
-            .unwrap();
+        disk.submit(request(1, BlockOp::Read, 9, &pieces), NOW).unwrap();
         disk.kick();
         assert_eq!(disk.poll(NOW), Some((Tag(1), OK)));
         assert_eq!([dump(pieces[0]), dump(pieces[1])].concat(), contents(9, 2));
@@ -160,8 +136,7 @@ fn data_goes_to_the_disk_and_comes_back_where_it_belongs() {
 
         fill(pieces[0], &[0xaa; 700]);
         fill(pieces[1], &[0xbb; 324]);
-        disk.submit(request(2, BlockOp::Write, 3, &pieces), NOW)
-            .unwrap();
+        disk.submit(request(2, BlockOp::Write, 3, &pieces), NOW).unwrap();
         disk.kick();
         assert_eq!(disk.poll(NOW), Some((Tag(2), OK)));
         let written = device.get().disk[3 * 512..5 * 512].to_vec();
@@ -182,11 +157,7 @@ fn nothing_happens_before_the_kick_and_a_batch_takes_one_doorbell() {
         read(&mut disk, tag, buffer);
     }
     assert_eq!((disk.poll(NOW), device.get().notifies), (None, before));
-    assert_eq!(
-        device.available().load_u16(2),
-        Some(1),
-        "only the identity request so far"
-    );
+    assert_eq!(device.available().load_u16(2), Some(1), "only the identity request so far");
     disk.kick();
     assert_eq!(device.get().notifies, before + 1);
     for tag in 0..10 {
@@ -194,11 +165,7 @@ fn nothing_happens_before_the_kick_and_a_batch_takes_one_doorbell() {
     }
     assert_eq!(disk.poll(NOW), None);
     disk.kick();
-    assert_eq!(
-        device.get().notifies,
-        before + 1,
-        "nothing new, no doorbell"
-    );
+    assert_eq!(device.get().notifies, before + 1, "nothing new, no doorbell");
 }
 
 #[test]
@@ -246,8 +213,7 @@ fn neighbours_in_physical_memory_share_a_descriptor() {
         (vec![page(0), page(0)], 2),
         (vec![empty, page(1), empty, page(2), empty], 1),
     ] {
-        disk.submit(request(7, BlockOp::Read, 0, &segments), NOW)
-            .unwrap();
+        disk.submit(request(7, BlockOp::Read, 0, &segments), NOW).unwrap();
         disk.kick();
         assert_eq!(disk.poll(NOW), Some((Tag(7), OK)));
         assert_eq!(device.get().log.last(), Some(&(0, 0, descriptors)));
@@ -261,8 +227,7 @@ fn segments_longer_than_size_max_are_divided() {
     device.set().config[2] = 1000;
     let mut disk = open(&ram, &device).unwrap();
     let memory = ram.allocate(4096);
-    disk.submit(request(1, BlockOp::Read, 4, &[memory]), NOW)
-        .unwrap();
+    disk.submit(request(1, BlockOp::Read, 4, &[memory]), NOW).unwrap();
     disk.kick();
     assert_eq!(disk.poll(NOW), Some((Tag(1), OK)));
     assert_eq!(device.get().log.last(), Some(&(0, 4, 5)));
@@ -278,14 +243,12 @@ fn too_many_segments_are_refused_without_effect_and_the_most_are_taken() {
         assert_eq!(disk.info().max_segments, most);
         let memory = ram.allocate(512 * 256);
         // Every other sector, so that none are neighbours.
-        let segments: Vec<_> = (0..=usize::from(most))
-            .map(|n| memory.subslice(n * 1024, 512).unwrap())
-            .collect();
+        let segments: Vec<_> =
+            (0..=usize::from(most)).map(|n| memory.subslice(n * 1024, 512).unwrap()).collect();
         let error = disk.submit(request(1, BlockOp::Read, 0, &segments), NOW);
         assert_eq!(error, Err(SubmitError::Unsupported));
         assert_eq!(disk.in_flight(), 0);
-        disk.submit(request(2, BlockOp::Read, 0, &segments[1..]), NOW)
-            .unwrap();
+        disk.submit(request(2, BlockOp::Read, 0, &segments[1..]), NOW).unwrap();
         disk.kick();
         assert_eq!(disk.poll(NOW), Some((Tag(2), OK)));
         assert_eq!(device.get().log.last(), Some(&(0, 0, usize::from(most))));
@@ -307,19 +270,12 @@ fn all_slots_are_used_and_one_more_is_busy() {
         let segments = [buffer];
         let extra = request(99, BlockOp::Read, 0, &segments);
         assert_eq!(disk.submit(extra, NOW), Err(SubmitError::Busy));
-        assert_eq!(
-            disk.submit(request(9, BlockOp::Flush, 0, &[]), NOW),
-            Err(SubmitError::Busy)
-        );
+        assert_eq!(disk.submit(request(9, BlockOp::Flush, 0, &[]), NOW), Err(SubmitError::Busy));
         disk.kick();
         assert_eq!(disk.submit(extra, NOW), Err(SubmitError::Busy));
         assert_eq!(disk.in_flight(), usize::from(depth));
         device.complete(3);
-        assert_eq!(
-            disk.submit(extra, NOW),
-            Err(SubmitError::Busy),
-            "not polled yet"
-        );
+        assert_eq!(disk.submit(extra, NOW), Err(SubmitError::Busy), "not polled yet");
         assert_eq!(disk.poll(NOW), Some((Tag(3), OK)));
         assert_eq!(disk.submit(extra, NOW), Ok(()));
     }
@@ -348,8 +304,7 @@ fn a_flush_reaches_a_device_that_has_a_cache() {
     let device = FakeDisk::new(&ram, USUAL);
     let mut disk = open(&ram, &device).unwrap();
     device.set().prompt = false;
-    disk.submit(request(4, BlockOp::Flush, 0, &[]), NOW)
-        .unwrap();
+    disk.submit(request(4, BlockOp::Flush, 0, &[]), NOW).unwrap();
     disk.kick();
     assert_eq!(disk.poll(NOW), None, "not before the device has done it");
     assert_eq!(device.get().log.last(), Some(&(4, 0, 0)));
@@ -363,8 +318,7 @@ fn a_flush_of_a_device_that_writes_through_ends_at_once() {
     let device = FakeDisk::new(&ram, USUAL & !F_FLUSH);
     let mut disk = open(&ram, &device).unwrap();
     let requests = device.get().log.len();
-    disk.submit(request(4, BlockOp::Flush, 0, &[]), NOW)
-        .unwrap();
+    disk.submit(request(4, BlockOp::Flush, 0, &[]), NOW).unwrap();
     disk.kick();
     assert_eq!(disk.in_flight(), 1);
     assert_eq!(disk.poll(NOW), Some((Tag(4), OK)));
@@ -381,8 +335,7 @@ fn a_read_only_disk_takes_no_writes() {
     let segments = [ram.allocate(512)];
     let error = disk.submit(request(1, BlockOp::Write, 0, &segments), NOW);
     assert_eq!(error, Err(SubmitError::Unsupported));
-    disk.submit(request(1, BlockOp::Read, 0, &segments), NOW)
-        .unwrap();
+    disk.submit(request(1, BlockOp::Read, 0, &segments), NOW).unwrap();
 }
 
 #[test]
@@ -390,30 +343,18 @@ fn status_bytes_are_told_apart_and_none_is_an_error() {
     let ram = ram();
     let device = FakeDisk::new(&ram, USUAL);
     let mut disk = open(&ram, &device).unwrap();
-    for (byte, status) in [
-        (0, OK),
-        (1, IO_ERROR),
-        (2, BlockStatus::Unsupported),
-        (3, IO_ERROR),
-        (0xff, IO_ERROR),
-    ] {
+    for (byte, status) in
+        [(0, OK), (1, IO_ERROR), (2, BlockStatus::Unsupported), (3, IO_ERROR), (0xff, IO_ERROR)]
+    {
         device.set().status_byte = Some(byte);
-        read(
-            &mut disk,
-            1,
-            ram.at(FakeRam::PA + layout::DMA_BYTES as u64, 512),
-        );
+        read(&mut disk, 1, ram.at(FakeRam::PA + layout::DMA_BYTES as u64, 512));
         disk.kick();
         assert_eq!(disk.poll(NOW), Some((Tag(1), status)), "{byte}");
     }
     // Finished, without a status byte ever written, in a slot whose last request was fine.
     device.set().status_byte = None;
     device.set().prompt = false;
-    read(
-        &mut disk,
-        1,
-        ram.at(FakeRam::PA + layout::DMA_BYTES as u64, 512),
-    );
+    read(&mut disk, 1, ram.at(FakeRam::PA + layout::DMA_BYTES as u64, 512));
     disk.kick();
     let head = device.get().requests[0].head;
     device.push_used(u32::from(head), 0);
@@ -495,8 +436,7 @@ fn a_request_not_answered_in_time_fails_after_a_reset_and_the_disk_goes_on() {
         device.set().prompt = false;
         read(&mut disk, 1, buffer);
         disk.kick();
-        disk.submit(request(2, BlockOp::Flush, 0, &[]), Ticks(500))
-            .unwrap();
+        disk.submit(request(2, BlockOp::Flush, 0, &[]), Ticks(500)).unwrap();
         disk.kick();
         // Answered in time; the others are not.
         read(&mut disk, 3, buffer);
@@ -508,16 +448,10 @@ fn a_request_not_answered_in_time_fails_after_a_reset_and_the_disk_goes_on() {
 
         assert_eq!(disk.poll(Ticks(1005)), Some((Tag(1), IO_ERROR)));
         assert_eq!(device.get().resets, 2);
-        assert!(
-            device.get().requests.is_empty(),
-            "nothing can be written any more"
-        );
+        assert!(device.get().requests.is_empty(), "nothing can be written any more");
         assert_eq!(disk.poll(Ticks(1005)), Some((Tag(2), IO_ERROR)));
         assert_eq!(disk.poll(Ticks(1005)), None);
-        assert_eq!(
-            (disk.in_flight(), disk.resets(), disk.has_failed()),
-            (0, 1, false)
-        );
+        assert_eq!((disk.in_flight(), disk.resets(), disk.has_failed()), (0, 1, false));
 
         device.set().prompt = true;
         read(&mut disk, 4, buffer);
@@ -545,8 +479,7 @@ fn a_later_request_does_not_lend_its_time_to_an_earlier_one() {
     device.set().prompt = false;
     let segments = [ram.allocate(512)];
     for (tag, now) in [(0, 0), (1, 100), (2, 900)] {
-        disk.submit(request(tag, BlockOp::Read, 0, &segments), Ticks(now))
-            .unwrap();
+        disk.submit(request(tag, BlockOp::Read, 0, &segments), Ticks(now)).unwrap();
         disk.kick();
     }
     device.complete(0);

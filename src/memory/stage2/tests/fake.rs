@@ -25,11 +25,7 @@ pub(super) struct Walker {
 impl Walker {
     pub(super) fn of(stage2: &Stage2<'_>, memory: SharedSlice<'static>) -> Self {
         let vtcr = stage2.geometry().vtcr(VmidBits::Eight);
-        Self {
-            memory,
-            vtcr,
-            vttbr: stage2.vttbr(),
-        }
+        Self { memory, vtcr, vttbr: stage2.vttbr() }
     }
 
     pub(super) fn walk(&self, ipa: u64) -> Walk {
@@ -43,15 +39,8 @@ impl Walker {
         };
         let mut table = self.vttbr & 0xffff_ffff_fffe;
         let mut high = bits;
-        assert_eq!(
-            table % (8 << (high - low)),
-            0,
-            "root not aligned to its size"
-        );
-        let mut walk = Walk {
-            tables: Vec::new(),
-            leaf: None,
-        };
+        assert_eq!(table % (8 << (high - low)), 0, "root not aligned to its size");
+        let mut walk = Walk { tables: Vec::new(), leaf: None };
         loop {
             let index = ipa >> low & ((1 << (high - low)) - 1);
             let offset = table + index * 8 - self.memory.pa().raw();
@@ -96,14 +85,7 @@ impl Walker {
             2 => false,
             other => panic!("XN {other}"),
         };
-        Some((
-            pa + (ipa - base),
-            Attributes {
-                memory,
-                access,
-                executable,
-            },
-        ))
+        Some((pa + (ipa - base), Attributes { memory, access, executable }))
     }
 }
 
@@ -117,11 +99,7 @@ pub(super) struct CachingTlb {
 impl CachingTlb {
     pub(super) fn new(walker: Walker, probes: &[u64]) -> Self {
         let cached = probes.iter().map(|ipa| (*ipa, walker.walk(*ipa))).collect();
-        Self {
-            walker,
-            cached: RefCell::new(cached),
-            log: RefCell::default(),
-        }
+        Self { walker, cached: RefCell::new(cached), log: RefCell::default() }
     }
 
     /// A core walks all addresses: what it has cached must not contradict what it finds.
@@ -130,11 +108,7 @@ impl CachingTlb {
             let now = self.walker.walk(*ipa);
             if let (Some(old), Some(new)) = (cached.leaf, now.leaf) {
                 let permission = 3 << 6 | 1 << 54;
-                assert_eq!(
-                    (old.0, old.1),
-                    (new.0, new.1),
-                    "{ipa:#x}: size changed while live"
-                );
+                assert_eq!((old.0, old.1), (new.0, new.1), "{ipa:#x}: size changed while live");
                 assert_eq!(
                     old.2 & !permission,
                     new.2 & !permission,
@@ -160,14 +134,8 @@ impl CachingTlb {
     pub(super) fn assert_nothing_is_stale(&self) {
         for (ipa, cached) in self.cached.borrow().iter() {
             let now = self.walker.walk(*ipa);
-            assert!(
-                cached.leaf.is_none() || cached.leaf == now.leaf,
-                "{ipa:#x}: stale leaf"
-            );
-            assert!(
-                now.tables.starts_with(&cached.tables),
-                "{ipa:#x}: stale table"
-            );
+            assert!(cached.leaf.is_none() || cached.leaf == now.leaf, "{ipa:#x}: stale leaf");
+            assert!(now.tables.starts_with(&cached.tables), "{ipa:#x}: stale table");
         }
     }
 }
@@ -185,11 +153,7 @@ impl Tlb for CachingTlb {
         let covers = |base: u64, size: u64| (base..base + size).contains(&ipa.raw());
         for cached in self.cached.borrow_mut().values_mut() {
             cached.leaf = cached.leaf.filter(|(base, size, _)| !covers(*base, *size));
-            let kept = cached
-                .tables
-                .iter()
-                .take_while(|table| !covers(table.0, table.1))
-                .count();
+            let kept = cached.tables.iter().take_while(|table| !covers(table.0, table.1)).count();
             // A leaf may be cached without the tables above it.
             cached.tables.truncate(kept);
         }
@@ -200,10 +164,7 @@ impl Tlb for CachingTlb {
         self.log.borrow_mut().push("vmid");
         self.observe();
         for cached in self.cached.borrow_mut().values_mut() {
-            *cached = Walk {
-                tables: Vec::new(),
-                leaf: None,
-            };
+            *cached = Walk { tables: Vec::new(), leaf: None };
         }
     }
 }

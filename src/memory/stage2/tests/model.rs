@@ -8,9 +8,7 @@ use super::*;
 type Piece = (u64, u64, u64, Attributes);
 
 fn model_lookup(model: &[Piece], ipa: u64) -> Option<(u64, Attributes)> {
-    let piece = model
-        .iter()
-        .find(|piece| (piece.0..piece.1).contains(&ipa))?;
+    let piece = model.iter().find(|piece| (piece.0..piece.1).contains(&ipa))?;
     Some((ipa + piece.2, piece.3))
 }
 
@@ -44,11 +42,7 @@ enum Step {
 const BASES: [u64; 5] = [0, GIB - 2 * MIB, GIB, 512 * GIB - 2 * MIB, 512 * GIB];
 
 fn steps() -> impl Strategy<Value = Step> {
-    let ipa = (
-        0..BASES.len(),
-        0u64..4,
-        prop_oneof![3 => Just(0u64), 1 => Just(2 * MIB)],
-    )
+    let ipa = (0..BASES.len(), 0u64..4, prop_oneof![3 => Just(0u64), 1 => Just(2 * MIB)])
         .prop_map(|(base, page, more)| BASES[base] + page * 4096 + more);
     let len = prop_oneof![
         4 => (1u64..5).prop_map(|pages| pages * 4096),
@@ -80,15 +74,7 @@ fn steps() -> impl Strategy<Value = Step> {
 fn probes() -> Vec<u64> {
     let mut probes = Vec::new();
     for base in BASES {
-        for block in [
-            0,
-            2 * MIB,
-            4 * MIB,
-            8 * MIB,
-            GIB - 4 * MIB,
-            GIB,
-            GIB + 2 * MIB,
-        ] {
+        for block in [0, 2 * MIB, 4 * MIB, 8 * MIB, GIB - 4 * MIB, GIB, GIB + 2 * MIB] {
             probes.extend((0..9).map(|page| base + block + page * 4096));
             probes.push(base + block + 2 * MIB - 4096);
         }

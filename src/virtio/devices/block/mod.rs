@@ -96,10 +96,7 @@ impl<'d, 'm> Block<'d, 'm> {
             write_through: false,
             kick: false,
         };
-        Self {
-            requests,
-            chain: ChainBuffer::new(),
-        }
+        Self { requests, chain: ChainBuffer::new() }
     }
 
     /// Starts what is available, until the queue is empty or the back end full.
@@ -126,11 +123,7 @@ impl<'m> Requests<'_, 'm> {
     /// Judges one chain, and hands it to the back end or answers it.
     #[inline]
     fn start(&mut self, chain: Chain<'_, 'm>, now: Ticks) -> Outcome {
-        let Chain {
-            head,
-            mut readable,
-            mut writable,
-        } = chain;
+        let Chain { head, mut readable, mut writable } = chain;
         // The queue is no longer than the table, but a head is the driver's to choose.
         let Some(slot) = self.slots.get_mut(usize::from(head.0)) else {
             return Outcome::Broken(QueueError::DescriptorIndex);
@@ -150,26 +143,15 @@ impl<'m> Requests<'_, 'm> {
         let (op, sector, segments) = match Request::parse(&mut readable, room, &self.info) {
             Request::Refused(result) => return answer(result, 0),
             Request::Identify => {
-                let filled = writable
-                    .write_bytes(&self.info.id)
-                    .map_or(0, |()| writable.written());
-                let result = if filled == 0 {
-                    Status::IoError
-                } else {
-                    Status::Ok
-                };
+                let filled = writable.write_bytes(&self.info.id).map_or(0, |()| writable.written());
+                let result = if filled == 0 { Status::IoError } else { Status::Ok };
                 return answer(result, filled);
             }
             Request::Flush => (BlockOp::Flush, 0, &[][..]),
             Request::Read { sector } => (BlockOp::Read, sector, writable.into_segments()),
             Request::Write { sector } => (BlockOp::Write, sector, readable.into_segments()),
         };
-        let request = BlockRequest {
-            tag: Tag(head.0),
-            op,
-            sector,
-            segments,
-        };
+        let request = BlockRequest { tag: Tag(head.0), op, sector, segments };
         match self.backend.submit(request, now) {
             Ok(()) => (),
             Err(SubmitError::Busy) => return Outcome::Busy,
@@ -179,11 +161,7 @@ impl<'m> Requests<'_, 'm> {
         let durable_later = op == BlockOp::Write && self.write_through;
         let filled = if op == BlockOp::Read { room } else { 0 };
         *slot = Some(InFlight {
-            phase: if durable_later {
-                Phase::Write
-            } else {
-                Phase::Last
-            },
+            phase: if durable_later { Phase::Write } else { Phase::Last },
             status,
             used: (used_length(filled, room), used_length(0, room)),
         });
@@ -218,12 +196,7 @@ impl<'m> Requests<'_, 'm> {
     /// Flushes after a write, for a driver that has not accepted VIRTIO_BLK_F_FLUSH (5.2.6.2).
     fn make_durable(&mut self, tag: Tag, now: Ticks) -> Option<(Head, u32)> {
         let request = self.slots.get_mut(usize::from(tag.0))?.as_mut()?;
-        let flush = BlockRequest {
-            tag,
-            op: BlockOp::Flush,
-            sector: 0,
-            segments: &[],
-        };
+        let flush = BlockRequest { tag, op: BlockOp::Flush, sector: 0, segments: &[] };
         let refused = match self.backend.submit(flush, now) {
             Err(SubmitError::Busy) => return None,
             Ok(()) => None,
@@ -328,12 +301,7 @@ impl<'m> VirtioDevice<'m> for Block<'_, 'm> {
             let Some((tag, _)) = requests.backend.poll(now) else {
                 break;
             };
-            if requests
-                .slots
-                .get_mut(usize::from(tag.0))
-                .and_then(Option::take)
-                .is_some()
-            {
+            if requests.slots.get_mut(usize::from(tag.0)).and_then(Option::take).is_some() {
                 requests.in_flight -= 1;
             }
         }

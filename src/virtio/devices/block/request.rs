@@ -66,10 +66,6 @@ fn in_range(sector: u64, len: usize, info: &BlockInfo) -> bool {
 /// follows them: only bytes without a gap from the beginning count (2.7.8.2).
 #[inline]
 pub(super) fn used_length(filled: usize, room: usize) -> u32 {
-    let written = if filled == room {
-        filled.saturating_add(1)
-    } else {
-        filled
-    };
+    let written = if filled == room { filled.saturating_add(1) } else { filled };
     u32::try_from(written).unwrap_or(u32::MAX)
 }
