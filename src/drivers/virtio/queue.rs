@@ -49,24 +49,23 @@ pub struct QueueAddresses {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RingViolation;
 
-/// Writes descriptor `index` of `table`. An index outside the table has no effect.
+/// Writes descriptor `index` of `table`. `None`, and no effect, if it lies outside.
 #[inline(always)]
 pub fn write_descriptor(
     table: &SharedSlice<'_>,
-    index: usize,
+    index: u16,
     address: Pa,
-    length: u32,
-    flags: u16,
-    next: u16,
-) {
-    let offset = index * DESC_BYTES;
-    table.store_u64(offset, address.raw());
-    table.store_u64(offset + 8, attributes(length, flags, next));
+    attributes: u64,
+) -> Option<()> {
+    // One check of bounds for both halves.
+    let descriptor = table.subslice(usize::from(index) * DESC_BYTES, DESC_BYTES)?;
+    descriptor.store_u64(0, address.raw())?;
+    descriptor.store_u64(8, attributes)
 }
 
 /// The second half of a descriptor: len, flags, next.
 #[inline(always)]
-const fn attributes(length: u32, flags: u16, next: u16) -> u64 {
+pub const fn attributes(length: u32, flags: u16, next: u16) -> u64 {
     length as u64 | (flags as u64) << 32 | (next as u64) << 48
 }
 
@@ -162,11 +161,12 @@ impl<'m> SplitQueue<'m> {
         &self.descriptors
     }
 
-    /// Changes length, flags and `next` of descriptor `index` and leaves its address.
+    /// Changes length, flags and `next` of descriptor `index` and leaves its address. `None`, and
+    /// no effect, if there is no such descriptor.
     #[inline(always)]
-    pub fn set_attributes(&self, index: u16, length: u32, flags: u16, next: u16) {
-        let offset = usize::from(index) * DESC_BYTES + 8;
-        self.descriptors.store_u64(offset, attributes(length, flags, next));
+    pub fn set_attributes(&self, index: u16, attributes: u64) -> Option<()> {
+        let descriptor = usize::from(index) * DESC_BYTES;
+        self.descriptors.store_u64(descriptor + 8, attributes)
     }
 
     /// Puts the chain at `head` into the available ring; the device sees it after the next

@@ -1,7 +1,8 @@
 //! How requests share the ring and the memory for DMA.
 //!
-//! Every request in flight has a *slot*: a header, a status byte and a chain of descriptors at
-//! fixed places. With INDIRECT_DESC a slot's chain is a table of its own and takes one entry of
+//! Every request in flight has a *slot*: an envelope (header and status byte) and a chain of
+//! descriptors at fixed places. In a chain the first descriptor is the header's, the second the
+//! status byte's, and the data follow; they are linked in the order the device needs. With INDIRECT_DESC a slot's chain is a table of its own and takes one entry of
 //! the ring, the entry numbered like the slot. Without, the ring's descriptors are shared out
 //! among few slots in equal runs. Either way a slot is all there is to allocate, and what the
 //! device names in the used ring is a slot.
@@ -19,22 +20,21 @@ const MAX_SEGMENTS: u16 = 126;
 const OVERHEAD: u16 = 2;
 /// Descriptors in an indirect table.
 const TABLE_DESCRIPTORS: usize = (MAX_SEGMENTS + OVERHEAD) as usize;
-/// Bytes in an indirect table.
-const TABLE_BYTES: usize = TABLE_DESCRIPTORS * DESC_BYTES;
 /// Slots into which a ring without INDIRECT_DESC is divided, if it is long enough.
 const DIRECT_SLOTS: u16 = 8;
 
 /// Bytes of a request's header.
 pub(super) const HEADER_BYTES: u32 = 16;
-/// Bytes reserved for a request's header and status.
-const ENVELOPE_BYTES: usize = 32;
-/// Offset of the status byte among them.
+/// Offset of the status byte in a slot's memory; the header is at 0.
 pub(super) const STATUS: usize = 16;
+/// Offset of the indirect table in a slot's memory.
+pub(super) const TABLE: usize = 32;
+/// Bytes of a slot's memory.
+pub(super) const SLOT_BYTES: usize = TABLE + TABLE_DESCRIPTORS * DESC_BYTES;
 
-const ENVELOPES: usize = SplitQueue::bytes(MAX_RING_SIZE).next_multiple_of(64);
-const IDENTITY: usize = ENVELOPES + MAX_SLOTS as usize * ENVELOPE_BYTES;
-const TABLES: usize = IDENTITY + ID_SIZE.next_multiple_of(64);
-const END: usize = TABLES + MAX_SLOTS as usize * TABLE_BYTES;
+const IDENTITY: usize = SplitQueue::bytes(MAX_RING_SIZE).next_multiple_of(64);
+const SLOTS: usize = IDENTITY + ID_SIZE.next_multiple_of(64);
+const END: usize = SLOTS + MAX_SLOTS as usize * SLOT_BYTES;
 
 /// Bytes of memory a block driver shares with its device, in whole pages.
 pub(super) const DMA_BYTES: usize = END.next_multiple_of(PAGE_SIZE as usize);
@@ -80,8 +80,7 @@ pub(super) struct Layout<'m> {
     pub(super) queue: SharedSlice<'m>,
     /// Where the device writes its identity.
     pub(super) identity: SharedSlice<'m>,
-    envelopes: SharedSlice<'m>,
-    tables: SharedSlice<'m>,
+    slots: SharedSlice<'m>,
 }
 
 impl<'m> Layout<'m> {
@@ -91,23 +90,16 @@ impl<'m> Layout<'m> {
             return None;
         }
         Some(Self {
-            queue: memory.subslice(0, ENVELOPES)?,
-            envelopes: memory.subslice(ENVELOPES, IDENTITY - ENVELOPES)?,
+            queue: memory.subslice(0, IDENTITY)?,
             identity: memory.subslice(IDENTITY, ID_SIZE)?,
-            tables: memory.subslice(TABLES, END - TABLES)?,
+            slots: memory.subslice(SLOTS, END - SLOTS)?,
         })
     }
 
-    /// Header and status of slot `slot`.
+    /// The memory of slot `slot`: header, status byte, indirect table.
     #[inline(always)]
-    pub(super) fn envelope(&self, slot: u16) -> Option<SharedSlice<'m>> {
-        self.envelopes.subslice(usize::from(slot) * ENVELOPE_BYTES, ENVELOPE_BYTES)
-    }
-
-    /// The indirect table of slot `slot`.
-    #[inline(always)]
-    pub(super) fn table(&self, slot: u16) -> Option<SharedSlice<'m>> {
-        self.tables.subslice(usize::from(slot) * TABLE_BYTES, TABLE_BYTES)
+    pub(super) fn slot(&self, slot: u16) -> Option<SharedSlice<'m>> {
+        self.slots.subslice(usize::from(slot) * SLOT_BYTES, SLOT_BYTES)
     }
 }
 
@@ -161,8 +153,10 @@ mod tests {
 
     #[test]
     fn the_parts_of_the_memory_do_not_overlap() {
-        const { assert!(SplitQueue::bytes(MAX_RING_SIZE) <= ENVELOPES) };
-        const { assert!(ENVELOPES.is_multiple_of(64) && TABLES.is_multiple_of(64)) };
+        const { assert!(SplitQueue::bytes(MAX_RING_SIZE) <= IDENTITY) };
+        const { assert!(IDENTITY + ID_SIZE <= SLOTS && HEADER_BYTES as usize <= STATUS) };
+        // Descriptors are aligned to 16 bytes (virtio 2.7).
+        const { assert!((SLOTS + TABLE).is_multiple_of(16) && SLOT_BYTES.is_multiple_of(16)) };
         const { assert!(DMA_BYTES >= END && DMA_BYTES.is_multiple_of(4096)) };
     }
 }

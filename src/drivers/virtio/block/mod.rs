@@ -1,6 +1,7 @@
 //! virtio-blk, driven by polling: many requests in flight, guest memory given to the device as it
 //! is (zero-copy), completed in any order. Source: virtio 5.2.
 
+mod chain;
 mod config;
 mod layout;
 #[cfg(test)]
@@ -8,18 +9,19 @@ mod tests;
 
 use embedded_hal::delay::DelayNs;
 
+use self::chain::Chain;
 use self::config::{BlockFeatures, DiskConfig};
-use self::layout::{Geometry, HEADER_BYTES, Layout, MAX_SLOTS, STATUS};
+use self::layout::{Geometry, Layout, MAX_SLOTS, SLOT_BYTES, STATUS, TABLE};
 use super::mmio::{InitError, InterruptCauses, RingFeatures, Transport};
 use super::queue::{
-    DESC_BYTES, DESC_F_INDIRECT, DESC_F_NEXT, DESC_F_WRITE, SplitQueue, write_descriptor,
+    DESC_BYTES, DESC_F_INDIRECT, DESC_F_WRITE, SplitQueue, attributes, write_descriptor,
 };
 use crate::backend::block::{
     BlockBackend, BlockInfo, BlockOp, BlockRequest, BlockStatus, ID_SIZE, SubmitError, Tag,
 };
 use crate::backend::clock::Ticks;
 use crate::drivers::registers::Registers;
-use crate::memory::{Pa, SharedSlice};
+use crate::memory::SharedSlice;
 
 /// The one queue there is without VIRTIO_BLK_F_MQ.
 const QUEUE: u16 = 0;
@@ -165,7 +167,7 @@ impl<'m, R: Registers> VirtioBlk<'m, R> {
         };
         disk.transport.set_queue(QUEUE, geometry.ring, &disk.queue.addresses());
         disk.transport.start();
-        disk.prepare_slots();
+        disk.prepare_slots().ok_or(InitError::DmaMemory)?;
         disk.transport.start();
         if let Err(error) = disk.identify(delay) {
             // Nothing of it may stay at the device: the memory goes back to the caller.
@@ -269,7 +271,8 @@ impl<'m, R: Registers> VirtioBlk<'m, R> {
         Ok(())
     }
 
-    /// Fills header and chain of slot `index`. `None` if the segments need too many descriptors.
+    /// Fills envelope and chain of slot `index`. `None` if the segments need too many
+    /// descriptors.
     #[inline(always)]
     fn write_chain(
         &self,
@@ -279,14 +282,13 @@ impl<'m, R: Registers> VirtioBlk<'m, R> {
         direction: u16,
         segments: &[SharedSlice<'m>],
     ) -> Option<()> {
-        let envelope = self.layout.envelope(index)?;
+        let memory = self.layout.slot(index)?;
         // type and the reserved word (ioprio of old), sector.
-        envelope.store_u64(0, u64::from(kind))?;
-        envelope.store_u64(8, sector)?;
-        envelope.store_u8(STATUS, S_NONE)?;
+        memory.store_u64(0, u64::from(kind))?;
+        memory.store_u64(8, sector)?;
+        memory.store_u8(STATUS, S_NONE)?;
 
-        let mut chain = self.chain(index)?;
-        let last = self.geometry.segments;
+        let mut chain = self.chain(index, &memory, direction)?;
         let (mut run, mut run_bytes) = (0, 0);
         for segment in segments {
             let address = segment.pa().raw();
@@ -295,48 +297,45 @@ impl<'m, R: Registers> VirtioBlk<'m, R> {
                 if segment.is_empty() {
                     continue;
                 }
-                chain.write_run(run, run_bytes, self.segment_bytes, direction, last)?;
+                chain.add(run, run_bytes)?;
                 (run, run_bytes) = (address, 0);
             }
             run_bytes += segment.len() as u64;
         }
-        chain.write_run(run, run_bytes, self.segment_bytes, direction, last)?;
-        let status = Pa::new(envelope.pa().raw() + STATUS as u64);
-        let length = chain.write_last(status);
+        let bytes = chain.finish(run, run_bytes)?;
         if self.geometry.indirect {
-            self.queue.set_attributes(index, length, DESC_F_INDIRECT, 0);
+            self.queue.set_attributes(index, attributes(bytes, DESC_F_INDIRECT, 0))?;
         }
         Some(())
     }
 
-    /// The chain of slot `index`, with the header's descriptor as good as written.
+    /// The chain of slot `index`, whose memory is `memory`, without data.
     #[inline(always)]
-    fn chain(&self, index: u16) -> Option<Chain<'m>> {
+    fn chain(&self, index: u16, memory: &SharedSlice<'m>, direction: u16) -> Option<Chain<'m>> {
         let (table, head) = if self.geometry.indirect {
-            (self.layout.table(index)?, 0)
+            (memory.subslice(TABLE, SLOT_BYTES - TABLE)?, 0)
         } else {
             let head = index << self.geometry.stride;
             let bytes = DESC_BYTES << self.geometry.stride;
             let offset = usize::from(head) * DESC_BYTES;
             (self.queue.descriptors().subslice(offset, bytes)?, head)
         };
-        Some(Chain { table, head, written: 1 })
+        Some(Chain::new(table, head, self.geometry.segments, self.segment_bytes, direction))
     }
 
     /// Writes what all requests of a slot have in common.
-    fn prepare_slots(&self) {
+    fn prepare_slots(&self) -> Option<()> {
         for index in 0..self.geometry.slots {
-            let (Some(envelope), Some(chain)) = (self.layout.envelope(index), self.chain(index))
-            else {
-                continue;
-            };
-            let next = chain.head + 1;
-            write_descriptor(&chain.table, 0, envelope.pa(), HEADER_BYTES, DESC_F_NEXT, next);
+            let memory = self.layout.slot(index)?;
+            let status = memory.subslice(STATUS, 1)?;
+            let chain = self.chain(index, &memory, 0)?;
+            chain.write_envelope(memory.pa(), status.pa())?;
             if self.geometry.indirect {
-                let ring = self.queue.descriptors();
-                write_descriptor(ring, index.into(), chain.table.pa(), 0, DESC_F_INDIRECT, 0);
+                let table = attributes(0, DESC_F_INDIRECT, 0);
+                write_descriptor(self.queue.descriptors(), index, chain.table(), table)?;
             }
         }
+        Some(())
     }
 
     /// The end of the request whose chain the device says is `id`; `None` if there is none such.
@@ -351,7 +350,7 @@ impl<'m, R: Registers> VirtioBlk<'m, R> {
         }
         self.at_device &= !(1 << index);
         self.free |= 1 << index;
-        let status = match self.layout.envelope(index as u16)?.load_u8(STATUS)? {
+        let status = match self.layout.slot(index as u16)?.load_u8(STATUS)? {
             S_OK => BlockStatus::Ok,
             S_UNSUPP => BlockStatus::Unsupported,
             _ => BlockStatus::IoError,
@@ -453,7 +452,7 @@ impl<'m, R: Registers> VirtioBlk<'m, R> {
         }
         self.queue = new_queue(&self.layout, self.geometry, self.features, self.interrupts)?;
         self.transport.set_queue(QUEUE, self.geometry.ring, &self.queue.addresses());
-        self.prepare_slots();
+        self.prepare_slots().ok_or(InitError::DmaMemory)?;
         self.transport.start();
         Ok(())
     }
@@ -469,52 +468,6 @@ fn new_queue<'m>(
     let event_index = features & RingFeatures::EVENT_IDX.bits() != 0;
     SplitQueue::new(layout.queue, geometry.ring, event_index, interrupts)
         .ok_or(InitError::DmaMemory)
-}
-
-/// A chain that is being written.
-struct Chain<'m> {
-    /// The chain's own descriptors.
-    table: SharedSlice<'m>,
-    /// Number of the first one, as `next` counts.
-    head: u16,
-    /// Descriptors written.
-    written: u16,
-}
-
-impl Chain<'_> {
-    /// Adds `bytes` at `address`, in pieces of at most `piece` bytes. `None` if that makes more
-    /// than `last` data descriptors.
-    #[inline(always)]
-    fn write_run(
-        &mut self,
-        mut address: u64,
-        mut bytes: u64,
-        piece: u64,
-        direction: u16,
-        last: u16,
-    ) -> Option<()> {
-        while bytes != 0 {
-            if self.written > last {
-                return None;
-            }
-            let length = bytes.min(piece);
-            let next = self.head + self.written + 1;
-            let flags = direction | DESC_F_NEXT;
-            let index = usize::from(self.written);
-            write_descriptor(&self.table, index, Pa::new(address), length as u32, flags, next);
-            self.written += 1;
-            address += length;
-            bytes -= length;
-        }
-        Some(())
-    }
-
-    /// Adds the status byte, which the device writes. The chain's length in bytes.
-    #[inline(always)]
-    fn write_last(&mut self, status: Pa) -> u32 {
-        write_descriptor(&self.table, usize::from(self.written), status, 1, DESC_F_WRITE, 0);
-        (u32::from(self.written) + 1) * DESC_BYTES as u32
-    }
 }
 
 impl<'m, R: Registers> BlockBackend<'m> for VirtioBlk<'m, R> {
