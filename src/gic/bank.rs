@@ -11,15 +11,14 @@ pub(super) const WORDS: usize = 8;
 const PRIVATE_EDGES: u32 = 0x0000_ffff;
 
 /// One bit an interrupt.
-#[derive(Clone, Copy, Debug)]
+#[derive(Debug)]
 pub(super) struct Words([u32; WORDS]);
 
 impl Words {
     pub(super) const NONE: Self = Self([0; WORDS]);
-    pub(super) const ALL: Self = Self([u32::MAX; WORDS]);
-
     /// Word 0 only: what belongs to a vCPU wherever SPIs are routed.
     pub(super) const PRIVATE: Self = Self([u32::MAX, 0, 0, 0, 0, 0, 0, 0]);
+    pub(super) const ALL: Self = Self([u32::MAX; WORDS]);
 
     #[inline]
     pub(super) fn get(&self, word: usize) -> u32 {
@@ -39,18 +38,56 @@ impl Words {
             *bits &= !mask;
         }
     }
+}
+
+/// A set of interrupts that is empty most of the time, and known to be by one test.
+#[derive(Debug)]
+pub(super) struct SparseSet {
+    words: Words,
+    /// Bit n: word n is not zero.
+    occupied: u32,
+}
+
+impl SparseSet {
+    pub(super) const EMPTY: Self = Self { words: Words::NONE, occupied: 0 };
 
     #[inline]
-    pub(super) fn any(&self) -> bool {
-        self.0.iter().fold(0, |all, word| all | word) != 0
+    pub(super) const fn is_empty(&self) -> bool {
+        self.occupied == 0
     }
 
-    /// Every set bit, as an interrupt.
-    pub(super) fn iter(self) -> impl Iterator<Item = IntId> {
-        self.0
-            .into_iter()
-            .enumerate()
-            .flat_map(|(word, bits)| Bits(bits).map(move |bit| IntId::at(word, bit)))
+    #[inline]
+    pub(super) fn insert(&mut self, word: usize, mask: u32) {
+        if mask != 0 {
+            self.words.set(word, mask);
+            self.occupied |= 1 << (word % WORDS);
+        }
+    }
+
+    #[inline]
+    pub(super) fn remove(&mut self, word: usize, mask: u32) {
+        if !self.is_empty() {
+            self.words.clear(word, mask);
+            if self.words.get(word) == 0 {
+                self.occupied &= !(1 << (word % WORDS));
+            }
+        }
+    }
+
+    /// Takes out a word that is not zero.
+    pub(super) fn take_word(&mut self) -> Option<(usize, u32)> {
+        let word = Bits(self.occupied).next()? as usize;
+        let members = self.words.get(word);
+        self.remove(word, members);
+        Some((word, members))
+    }
+
+    /// Every member.
+    pub(super) fn iter(&self) -> impl Iterator<Item = IntId> {
+        Bits(self.occupied).flat_map(move |word| {
+            let word = word as usize;
+            Bits(self.words.get(word)).map(move |bit| IntId::at(word, bit))
+        })
     }
 }
 
@@ -164,16 +201,19 @@ impl Bank {
         u16::from(at(&self.running, bit)) | if forced { 0x100 } else { 0 }
     }
 
+    #[inline]
     pub(super) fn slot_of(&self, bit: u32) -> usize {
         usize::from(at(&self.slot, bit))
     }
 
+    #[inline]
     pub(super) fn physical_of(&self, bit: u32) -> u16 {
         at(&self.physical, bit)
     }
 
+    #[inline]
     pub(super) fn set_slot(&mut self, bit: u32, n: usize) {
-        if let Some(slot) = self.slot.get_mut(bit as usize) {
+        if let Some(slot) = self.slot.get_mut(bit as usize & 31) {
             *slot = n as u8;
         }
     }
@@ -205,24 +245,20 @@ impl Bank {
         }
     }
 
-    /// Takes note of what became of a listed interrupt. `written` is what its list register was
-    /// given, `now` its present state. Answers whether its physical interrupt must be deactivated.
+    /// Takes note of the state of a listed interrupt that is not Invalid. `written` is what its
+    /// list register was given. Answers whether its physical interrupt must be deactivated.
     #[must_use]
-    pub(super) fn observe(&mut self, bit: u32, written: ListRegister, now: State) -> bool {
+    pub(super) fn observe(&mut self, bit: u32, written: ListRegister, now: ListRegister) -> bool {
         let mask = 1 << bit;
-        let pending = matches!(now, State::Pending | State::PendingActive);
-        let active = matches!(now, State::Active | State::PendingActive);
-        let hardware = written.physical().is_some();
-        let acknowledged =
-            active && (self.active & mask == 0 || (self.lr_latch & mask != 0 && !pending));
-
-        if !pending {
+        let acknowledged = now.is_active()
+            && (self.active & mask == 0 || (self.lr_latch & mask != 0 && !now.is_pending()));
+        if !now.is_pending() {
             self.lr_latch &= !mask;
-            if hardware {
+            if written.physical().is_some() {
                 self.hw_pending &= !mask;
             }
         }
-        if active {
+        if now.is_active() {
             self.active |= mask;
             if acknowledged {
                 self.forced &= !mask;
@@ -232,11 +268,24 @@ impl Bank {
         }
         self.active &= !mask;
         self.forced &= !mask;
-        if hardware {
-            if !pending {
-                // The guest's deactivation reached the physical interrupt.
-                self.hw &= !mask;
-            }
+        written.physical().is_none() && self.release(bit)
+    }
+
+    /// Takes note that the guest has deactivated a listed interrupt, its list register being
+    /// Invalid. Answers whether its physical interrupt must be deactivated.
+    #[inline]
+    #[must_use]
+    pub(super) fn finish(&mut self, bit: u32, written: ListRegister) -> bool {
+        let mask = 1 << bit;
+        self.listed &= !mask;
+        self.lr_latch &= !mask;
+        self.active &= !mask;
+        self.forced &= !mask;
+        self.deactivate &= !mask;
+        if written.physical().is_some() {
+            // The guest's deactivation reached the physical interrupt.
+            self.hw &= !mask;
+            self.hw_pending &= !mask;
             return false;
         }
         self.release(bit)
@@ -244,6 +293,7 @@ impl Bank {
 
     /// To be called when an interrupt is no longer active by other means than a list register with
     /// HW = 1. Answers whether its physical interrupt must be deactivated, and forgets it.
+    #[inline]
     #[must_use]
     pub(super) fn release(&mut self, bit: u32) -> bool {
         let mask = 1 << bit;
@@ -254,49 +304,46 @@ impl Bank {
         owed
     }
 
-    /// What a list register must hold for this interrupt, or `None` if it need not be in one.
-    /// Moves the latch into the list register, or back where it may not be delivered.
-    pub(super) fn compose(
+    /// What a list register must hold for an interrupt that is to be delivered. Moves the latch
+    /// into it.
+    #[inline]
+    pub(super) fn compose_pending(&mut self, intid: IntId) -> ListRegister {
+        let (bit, mask) = (intid.bit(), intid.mask());
+        let latched = self.latch & mask;
+        self.latch ^= latched;
+        self.lr_latch |= latched;
+        let group1 = self.group1 & mask != 0;
+        let lr = ListRegister::new(intid, State::Pending, self.priority_of(bit), group1);
+        if self.hw & mask != 0 {
+            lr.with_physical(self.physical_of(bit))
+        } else {
+            lr.with_eoi_maintenance(self.asserted() & mask != 0)
+        }
+    }
+
+    /// What a list register must hold for an active interrupt. Moves the latch into it, or back
+    /// where it may not be delivered.
+    pub(super) fn compose_active(
         &mut self,
         intid: IntId,
         deliverable: bool,
-        active: bool,
         group1: bool,
-    ) -> Option<ListRegister> {
+    ) -> ListRegister {
         let (bit, mask) = (intid.bit(), intid.mask());
-        let wanted = (self.latch | self.lr_latch) & mask != 0;
-        let asserted = self.asserted() & mask != 0;
-        let latched = wanted && deliverable;
-        if latched {
-            self.latch &= !mask;
-            self.lr_latch |= mask;
-        } else if wanted {
-            self.latch |= mask;
-            self.lr_latch &= !mask;
-        }
+        let wanted = (self.latch | self.lr_latch) & mask;
+        let latched = if deliverable { wanted } else { 0 };
+        self.latch = (self.latch & !mask) | (wanted ^ latched);
+        self.lr_latch = (self.lr_latch & !mask) | latched;
         let hw = self.hw & mask != 0;
-        let priority = self.priority_of(bit);
-
-        if !active {
-            if !deliverable || !(latched || asserted) {
-                return None;
-            }
-            let lr = ListRegister::new(intid, State::Pending, priority, group1);
-            return Some(if hw {
-                lr.with_physical(self.physical_of(bit))
-            } else {
-                lr.with_eoi_maintenance(asserted)
-            });
-        }
-        let state = if latched { State::PendingActive } else { State::Active };
-        let lr = ListRegister::new(intid, state, priority, group1);
-        // HW = 1 forbids pending-and-active, and stands for one delivery of the physical interrupt:
-        // otherwise the deactivation is done by software, after maintenance.
-        Some(if hw && !latched && self.hw_pending & mask == 0 {
+        let state = if latched != 0 { State::PendingActive } else { State::Active };
+        let lr = ListRegister::new(intid, state, self.priority_of(bit), group1);
+        // HW = 1 forbids pending-and-active, and stands for one delivery of the physical
+        // interrupt: otherwise the deactivation is done by software, after maintenance.
+        if hw && latched == 0 && self.hw_pending & mask == 0 {
             lr.with_physical(self.physical_of(bit))
         } else {
-            lr.with_eoi_maintenance(asserted || hw)
-        })
+            lr.with_eoi_maintenance(hw || self.asserted() & mask != 0)
+        }
     }
 }
 

@@ -1,7 +1,7 @@
 //! One vCPU's side of the virtual GIC: its own interrupts, and what is in its list registers.
 
 use super::VcpuIndex;
-use super::bank::{Bank, Words};
+use super::bank::{Bank, SparseSet, WORDS, Words};
 use super::irq::IntId;
 use super::list_register::{ListRegister, MAX_LIST_REGISTERS, Maintenance};
 
@@ -69,9 +69,11 @@ pub(super) struct Lists {
     /// Interrupts in list registers of this vCPU.
     pub(super) listed: Words,
     /// Interrupts whose state changed while they were listed, and physical ones to deactivate.
-    pub(super) attention: Words,
+    pub(super) attention: SparseSet,
     /// Active interrupts of this vCPU that are in no list register.
-    pub(super) unlisted_active: Words,
+    pub(super) unlisted_active: SparseSet,
+    /// SPIs that left the list registers of this vCPU while routed to another.
+    pub(super) moved: SparseSet,
     /// List registers in use.
     pub(super) used: u32,
     /// Those written with EOI maintenance.
@@ -89,8 +91,9 @@ impl Lists {
             words: 0,
             routed: Words::ALL,
             listed: Words::NONE,
-            attention: Words::NONE,
-            unlisted_active: Words::NONE,
+            attention: SparseSet::EMPTY,
+            unlisted_active: SparseSet::EMPTY,
+            moved: SparseSet::EMPTY,
             used: 0,
             eoi: 0,
             written: [ListRegister::EMPTY; MAX_LIST_REGISTERS],
@@ -105,7 +108,7 @@ impl Lists {
         if listed | (self.routed.get(word) & mask) == 0 {
             return false;
         }
-        self.attention.set(word, listed);
+        self.attention.insert(word, listed);
         self.words |= 1 << word;
         self.dirty = true;
         true
@@ -113,8 +116,10 @@ impl Lists {
 
     /// Everything may have changed.
     pub(super) fn note_all(&mut self) {
-        self.words = u32::MAX;
-        self.attention = self.listed;
+        self.words = (1 << WORDS) - 1;
+        for word in 0..WORDS {
+            self.attention.insert(word, self.listed.get(word));
+        }
         self.dirty = true;
     }
 
@@ -143,7 +148,7 @@ impl Lists {
         self.used &= !(1 << n);
         self.eoi &= !(1 << n);
         self.listed.clear(intid.word(), intid.mask());
-        self.attention.clear(intid.word(), intid.mask());
+        self.attention.remove(intid.word(), intid.mask());
     }
 }
 

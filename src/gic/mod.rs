@@ -161,13 +161,10 @@ impl Vgic {
     /// Brings the list registers of `vcpu` up to date, before it is entered. The answer is of other
     /// vCPUs that got something to deliver by it (an SPI whose routing changed); empty with one
     /// vCPU.
+    #[inline]
     pub fn flush<L: ListRegisters>(&mut self, vcpu: VcpuIndex, lrs: &mut L) -> VcpuSet {
-        let moved = {
-            let mut scheduler = self.scheduler(vcpu, lrs);
-            scheduler.flush();
-            scheduler.moved
-        };
-        self.hand_over(vcpu, moved)
+        self.scheduler(vcpu, lrs).flush();
+        self.hand_over(vcpu)
     }
 
     /// Takes note of what the guest did to its list registers (acknowledged, deactivated).
@@ -189,12 +186,8 @@ impl Vgic {
     /// them stays pending by software. ICH_VMCR and the active priorities (ICH_AP0R, ICH_AP1R) are
     /// the caller's to save.
     pub fn unload<L: ListRegisters>(&mut self, vcpu: VcpuIndex, lrs: &mut L) -> VcpuSet {
-        let moved = {
-            let mut scheduler = self.scheduler(vcpu, lrs);
-            scheduler.unload();
-            scheduler.moved
-        };
-        self.hand_over(vcpu, moved)
+        self.scheduler(vcpu, lrs).unload();
+        self.hand_over(vcpu)
     }
 
     /// Whether an enabled interrupt is pending for `vcpu`, as of the last [`sync`](Self::sync) or
@@ -329,12 +322,11 @@ impl Vgic {
     }
 
     /// Tells other vCPUs of SPIs that have left this one.
-    fn hand_over(&mut self, vcpu: VcpuIndex, moved: bank::Words) -> VcpuSet {
+    #[inline]
+    fn hand_over(&mut self, vcpu: VcpuIndex) -> VcpuSet {
         let mut set = VcpuSet::EMPTY;
-        if moved.any() {
-            for word in 1..WORDS {
-                set.merge(self.touch(vcpu, word, moved.get(word)));
-            }
+        while let Some((word, mask)) = self.interface_mut(vcpu).lists.moved.take_word() {
+            set.merge(self.touch(vcpu, word, mask));
         }
         set.without(vcpu)
     }

@@ -135,11 +135,11 @@ impl Vgic {
             bank.force_active(bit);
         }
         if word == 0 {
-            self.interface_mut(owner).lists.unlisted_active.set(word, forced);
+            self.interface_mut(owner).lists.unlisted_active.insert(word, forced);
         } else {
             for interface in &mut self.vcpus {
                 let lists = &mut interface.lists;
-                lists.unlisted_active.set(word, forced & lists.routed.get(word));
+                lists.unlisted_active.insert(word, forced & lists.routed.get(word));
             }
         }
         self.touch(owner, word, mask)
@@ -157,13 +157,13 @@ impl Vgic {
         let owed = bank.hw & unlisted;
         if word == 0 {
             let lists = &mut self.interface_mut(owner).lists;
-            lists.unlisted_active.clear(word, mask);
-            lists.attention.set(word, owed);
+            lists.unlisted_active.remove(word, mask);
+            lists.attention.insert(word, owed);
         } else {
             for interface in &mut self.vcpus {
                 let lists = &mut interface.lists;
-                lists.unlisted_active.clear(word, mask);
-                lists.attention.set(word, owed & lists.routed.get(word));
+                lists.unlisted_active.remove(word, mask);
+                lists.attention.insert(word, owed & lists.routed.get(word));
             }
         }
         self.touch(owner, word, mask)

@@ -16,7 +16,7 @@
 //! entry: the guest must acknowledge something first. Deactivations of active interrupts outside
 //! are counted by the hardware (EOIcount) and, with EOImode = 0, arrive in order of urgency.
 
-use super::bank::{Bank, Groups, WORDS, Words};
+use super::bank::{Bank, Groups, WORDS};
 use super::interface::{Lists, VcpuInterface};
 use super::irq::{Bits, IntId};
 use super::list_register::{ListRegister, ListRegisters, Maintenance, State};
@@ -28,8 +28,6 @@ pub(super) struct Scheduler<'a, L> {
     spis: &'a mut [Bank; WORDS - 1],
     groups: Groups,
     lrs: &'a mut L,
-    /// SPIs that left this vCPU's list registers and may concern another vCPU.
-    pub(super) moved: Words,
 }
 
 macro_rules! bank {
@@ -46,10 +44,11 @@ impl<'a, L: ListRegisters> Scheduler<'a, L> {
         lrs: &'a mut L,
     ) -> Self {
         let VcpuInterface { private, lists, .. } = interface;
-        Self { private, lists, spis, groups, lrs, moved: Words::NONE }
+        Self { private, lists, spis, groups, lrs }
     }
 
     /// Brings the list registers up to date.
+    #[inline]
     pub(super) fn flush(&mut self) {
         // EOIcount must be spent before the set it speaks of changes.
         if self.lists.maintenance.unlisted_active {
@@ -58,13 +57,21 @@ impl<'a, L: ListRegisters> Scheduler<'a, L> {
             self.reap_empty();
         }
         self.lists.dirty = false;
-        self.attend();
+        if !self.lists.attention.is_empty() {
+            self.attend();
+        }
         let waiting = self.place();
-        if self.lists.unlisted_active.any() {
+        if !self.lists.unlisted_active.is_empty() {
             self.relist();
         }
-        let wanted =
-            Maintenance { no_pending: waiting, unlisted_active: self.lists.unlisted_active.any() };
+        self.ask(Maintenance {
+            no_pending: waiting,
+            unlisted_active: !self.lists.unlisted_active.is_empty(),
+        });
+    }
+
+    #[inline]
+    fn ask(&mut self, wanted: Maintenance) {
         if wanted != self.lists.maintenance {
             self.lists.maintenance = wanted;
             self.lrs.set_maintenance(wanted);
@@ -72,15 +79,12 @@ impl<'a, L: ListRegisters> Scheduler<'a, L> {
     }
 
     /// Takes note of everything the guest did to its list registers.
+    #[inline(never)]
     pub(super) fn sync(&mut self) {
         for n in Bits(self.lists.used) {
             let n = n as usize;
             let now = self.lrs.read(n);
-            if now.is_invalid() {
-                self.reap(n);
-            } else {
-                self.observe(n, now.state());
-            }
+            self.look_at(n, now);
         }
         // The guest may write EOIs at will: they count only if something was out, and only so many.
         let count = self.lrs.take_eoi_count();
@@ -106,24 +110,26 @@ impl<'a, L: ListRegisters> Scheduler<'a, L> {
         self.private.hw = 0;
         self.private.hw_pending = 0;
         self.lists.note_all();
-        if self.lists.maintenance != Maintenance::default() {
-            self.lists.maintenance = Maintenance::default();
-            self.lrs.set_maintenance(Maintenance::default());
-        }
+        self.ask(Maintenance::default());
     }
 
     /// Looks at one interrupt's list register, if it has one.
+    #[inline]
     pub(super) fn sync_one(&mut self, intid: IntId) {
-        let bank = bank!(self, intid.word());
-        if self.lists.listed.get(intid.word()) & intid.mask() == 0 {
-            return;
+        if self.lists.listed.get(intid.word()) & intid.mask() != 0 {
+            let n = bank!(self, intid.word()).slot_of(intid.bit());
+            let now = self.lrs.read(n);
+            self.look_at(n, now);
         }
-        let n = bank.slot_of(intid.bit());
-        let now = self.lrs.read(n);
+    }
+
+    /// Takes note of what list register `n`, in use, holds `now`.
+    #[inline]
+    fn look_at(&mut self, n: usize, now: ListRegister) {
         if now.is_invalid() {
             self.reap(n);
         } else {
-            self.observe(n, now.state());
+            self.observe(n, now);
         }
     }
 
@@ -142,7 +148,7 @@ impl<'a, L: ListRegisters> Scheduler<'a, L> {
         }
     }
 
-    fn observe(&mut self, n: usize, now: State) {
+    fn observe(&mut self, n: usize, now: ListRegister) {
         let (intid, written) = self.lists.written(n);
         let bank = bank!(self, intid.word());
         if bank.observe(intid.bit(), written, now) {
@@ -151,17 +157,18 @@ impl<'a, L: ListRegisters> Scheduler<'a, L> {
     }
 
     /// Gives back a list register whose interrupt the guest has deactivated.
+    #[inline]
     fn reap(&mut self, n: usize) {
-        self.observe(n, State::Invalid);
         let (intid, written) = self.lists.written(n);
         let (word, mask) = (intid.word(), intid.mask());
         let bank = bank!(self, word);
-        bank.listed &= !mask;
-        bank.deactivate &= !mask;
+        if bank.finish(intid.bit(), written) {
+            self.lrs.deactivate_physical(bank.physical_of(intid.bit()));
+        }
         if bank.activate & mask != 0 {
             bank.activate &= !mask;
             bank.force_active(intid.bit());
-            self.lists.unlisted_active.set(word, mask);
+            self.lists.unlisted_active.insert(word, mask);
         }
         self.lists.vacate(n, intid);
         self.note_unlisted(intid);
@@ -171,24 +178,20 @@ impl<'a, L: ListRegisters> Scheduler<'a, L> {
     }
 
     /// An interrupt that left the list registers may be a candidate at once, here or elsewhere.
+    #[inline]
     fn note_unlisted(&mut self, intid: IntId) {
         if self.lists.routed.get(intid.word()) & intid.mask() != 0 {
             self.lists.words |= 1 << intid.word();
         } else {
-            self.moved.set(intid.word(), intid.mask());
+            self.lists.moved.insert(intid.word(), intid.mask());
         }
     }
 
     /// Does what was asked for while an interrupt was listed.
+    #[inline(never)]
     fn attend(&mut self) {
-        for word in Bits(self.lists.words & WORDS_MASK) {
-            let word = word as usize;
-            let attention = self.lists.attention.get(word);
-            if attention == 0 {
-                continue;
-            }
-            self.lists.attention.clear(word, u32::MAX);
-            for bit in Bits(attention) {
+        while let Some((word, members)) = self.lists.attention.take_word() {
+            for bit in Bits(members) {
                 self.reconcile(IntId::at(word, bit));
             }
         }
@@ -210,7 +213,7 @@ impl<'a, L: ListRegisters> Scheduler<'a, L> {
             self.reap(n);
             return;
         }
-        self.observe(n, now.state());
+        self.observe(n, now);
 
         let bank = bank!(self, word);
         if bank.activate & mask != 0 && bank.active & mask == 0 {
@@ -227,21 +230,21 @@ impl<'a, L: ListRegisters> Scheduler<'a, L> {
         bank.deactivate &= !mask;
 
         let deliverable = bank.deliverable(self.groups) & self.lists.routed.get(word) & mask != 0;
-        let active = bank.active & mask != 0;
-        // The group of an active interrupt is that in which it was acknowledged.
-        let group1 = if now.is_active() { now.is_group1() } else { bank.group1 & mask != 0 };
-        match bank.compose(intid, deliverable, active, group1) {
-            Some(lr) => {
-                if lr != now {
-                    self.lrs.write(n, lr);
-                }
-                self.lists.occupy(n, intid, lr);
-            }
-            None => {
-                self.lrs.write(n, ListRegister::EMPTY);
-                self.evict(n);
-            }
+        let lr = if bank.active & mask != 0 {
+            // Its group is that in which it was acknowledged.
+            let group1 = if now.is_active() { now.is_group1() } else { bank.group1 & mask != 0 };
+            bank.compose_active(intid, deliverable, group1)
+        } else if deliverable && bank.pending() & mask != 0 {
+            bank.compose_pending(intid)
+        } else {
+            self.lrs.write(n, ListRegister::EMPTY);
+            self.evict(n);
+            return;
+        };
+        if lr != now {
+            self.lrs.write(n, lr);
         }
+        self.lists.occupy(n, intid, lr);
     }
 
     /// Takes an interrupt out of a list register whose state is known. The caller overwrites it.
@@ -253,7 +256,7 @@ impl<'a, L: ListRegisters> Scheduler<'a, L> {
         bank.latch |= bank.lr_latch & mask;
         bank.lr_latch &= !mask;
         if bank.active & mask != 0 {
-            self.lists.unlisted_active.set(word, mask);
+            self.lists.unlisted_active.insert(word, mask);
         }
         self.lists.vacate(n, intid);
         self.note_unlisted(intid);
@@ -268,50 +271,60 @@ impl<'a, L: ListRegisters> Scheduler<'a, L> {
         if bank.release(bit) {
             self.lrs.deactivate_physical(bank.physical_of(bit));
         }
-        self.lists.unlisted_active.clear(word, mask);
+        self.lists.unlisted_active.remove(word, mask);
         self.note_unlisted(intid);
     }
 
     /// Puts candidates into list registers; answers whether some had to stay outside.
+    #[inline]
     fn place(&mut self) -> bool {
-        let mut synced = self.lists.maintenance.unlisted_active;
-        while let Some((intid, priority)) = self.most_urgent_candidate() {
-            let n = match self.free() {
-                Some(n) => n,
-                None => {
-                    if !synced {
-                        synced = true;
-                        self.sync();
-                        continue;
-                    }
-                    match self.victim(priority) {
-                        Some(n) => {
-                            self.evict(n);
-                            n
-                        }
-                        None => return true,
-                    }
-                }
+        while let Some(candidate) = self.most_urgent_candidate() {
+            let Some(n) = self.free() else {
+                return self.displace();
             };
-            if !self.load(n, intid) {
-                return true;
+            self.load_candidate(n, candidate.intid);
+            if candidate.is_last {
+                self.lists.words = 0;
+                break;
             }
         }
         false
     }
 
+    /// As [`place`](Self::place), with all list registers in use as far as is known.
+    #[inline(never)]
+    fn displace(&mut self) -> bool {
+        self.sync();
+        while let Some(candidate) = self.most_urgent_candidate() {
+            let n = match self.free() {
+                Some(n) => n,
+                None => match self.victim(candidate.priority) {
+                    Some(n) => {
+                        self.evict(n);
+                        n
+                    }
+                    None => return true,
+                },
+            };
+            self.load_candidate(n, candidate.intid);
+        }
+        false
+    }
+
     /// Brings active interrupts back into free list registers, the next to be deactivated first.
+    #[inline(never)]
     fn relist(&mut self) {
         while let Some(n) = self.free() {
-            match self.most_urgent_unlisted_active() {
-                Some(intid) => {
-                    self.lists.unlisted_active.clear(intid.word(), intid.mask());
-                    if !self.load(n, intid) {
-                        return;
-                    }
-                }
-                None => return,
-            }
+            let Some(intid) = self.most_urgent_unlisted_active() else {
+                return;
+            };
+            let (word, mask) = (intid.word(), intid.mask());
+            self.lists.unlisted_active.remove(word, mask);
+            let bank = bank!(self, word);
+            let routed = self.lists.routed.get(word);
+            let deliverable = bank.deliverable(self.groups) & routed & mask != 0;
+            let lr = bank.compose_active(intid, deliverable, bank.group1 & mask != 0);
+            self.occupy(n, intid, lr);
         }
     }
 
@@ -321,29 +334,27 @@ impl<'a, L: ListRegisters> Scheduler<'a, L> {
         if n < self.lrs.count() { Some(n) } else { None }
     }
 
-    /// Writes an unlisted interrupt into list register `n`. False if there was nothing to write,
-    /// which the callers' choice of interrupt excludes.
-    fn load(&mut self, n: usize, intid: IntId) -> bool {
-        let (word, bit, mask) = (intid.word(), intid.bit(), intid.mask());
-        let bank = bank!(self, word);
-        let deliverable = bank.deliverable(self.groups) & self.lists.routed.get(word) & mask != 0;
-        let active = bank.active & mask != 0;
-        let group1 = bank.group1 & mask != 0;
-        let Some(lr) = bank.compose(intid, deliverable, active, group1) else {
-            return false;
-        };
-        bank.listed |= mask;
-        bank.set_slot(bit, n);
+    /// Writes a candidate into the unused list register `n`.
+    #[inline]
+    fn load_candidate(&mut self, n: usize, intid: IntId) {
+        let lr = bank!(self, intid.word()).compose_pending(intid);
+        self.occupy(n, intid, lr);
+    }
+
+    #[inline]
+    fn occupy(&mut self, n: usize, intid: IntId, lr: ListRegister) {
+        let bank = bank!(self, intid.word());
+        bank.listed |= intid.mask();
+        bank.set_slot(intid.bit(), n);
         self.lrs.write(n, lr);
         self.lists.occupy(n, intid, lr);
-        true
     }
 
     /// The candidate with the lowest priority value; of equals the lowest INTID.
     #[inline]
-    fn most_urgent_candidate(&mut self) -> Option<(IntId, u8)> {
-        let mut best: Option<(IntId, u8)> = None;
-        for word in Bits(self.lists.words & WORDS_MASK) {
+    fn most_urgent_candidate(&mut self) -> Option<Candidate> {
+        let mut best: Option<Candidate> = None;
+        for word in Bits(self.lists.words) {
             let word = word as usize;
             let bank = bank!(self, word);
             let candidates = bank.candidates(self.groups) & self.lists.routed.get(word);
@@ -352,8 +363,10 @@ impl<'a, L: ListRegisters> Scheduler<'a, L> {
             }
             for bit in Bits(candidates) {
                 let priority = bank.priority_of(bit);
-                if best.is_none_or(|(_, least)| priority < least) {
-                    best = Some((IntId::at(word, bit), priority));
+                let is_last = best.is_none();
+                match &mut best {
+                    Some(best) if best.priority <= priority => best.is_last = false,
+                    _ => best = Some(Candidate { intid: IntId::at(word, bit), priority, is_last }),
                 }
             }
         }
@@ -394,7 +407,13 @@ impl<'a, L: ListRegisters> Scheduler<'a, L> {
     }
 }
 
-const WORDS_MASK: u32 = (1 << WORDS) - 1;
+/// An interrupt that ought to be in a list register.
+struct Candidate {
+    intid: IntId,
+    priority: u8,
+    /// There is no other.
+    is_last: bool,
+}
 
 /// The bank of `word`: the vCPU's own for word 0.
 #[inline]
