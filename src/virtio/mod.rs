@@ -26,6 +26,8 @@ pub mod devices;
 pub mod features;
 pub mod queue;
 pub mod status;
+#[cfg(test)]
+mod testing;
 pub mod transport;
 
 pub use device::{Context, DeviceType, Progress, VirtioDevice};

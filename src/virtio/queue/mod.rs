@@ -296,4 +296,4 @@ impl<'m> Queue<'m> {
 }
 
 #[cfg(test)]
-pub(crate) mod driver;
+mod tests;

@@ -356,4 +356,21 @@ fn passes(event: u16, old: u16, new: u16) -> bool {
 }
 
 #[cfg(test)]
-mod tests;
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_event_is_passed_exactly_when_it_lies_between() {
+        // Exhaustive over small distances around a wrap; the model counts in full.
+        for old in [0_u16, 100, 0xFFFC] {
+            for step in 0..6_u16 {
+                for event in -8..8_i32 {
+                    let new = old.wrapping_add(step);
+                    let at = old.wrapping_add_signed(event as i16);
+                    let model = event >= 0 && event < i32::from(step);
+                    assert_eq!(passes(at, old, new), model, "{at} in {old}..{new}");
+                }
+            }
+        }
+    }
+}

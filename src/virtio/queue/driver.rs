@@ -1,1 +1,0 @@
-//! A driver side, for tests.
