@@ -2,7 +2,8 @@
 # What the whole-system tests in qemu/tests/ are written with. A test is a function named test_BEHAVIOUR; it runs in a
 # shell of its own under `set -e`, with an empty folder $dir, and passes if it ends with status 0.
 
-system_image=$target/$triple/release/sparkler.img
+# Built once for all tests, unless the caller has one.
+system_image=${SPARKLER_IMAGE:-$target/$triple/release/sparkler.img}
 
 system_tests() { declare -F | sed -n 's/^declare -f test_//p'; }
 

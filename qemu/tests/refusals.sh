@@ -25,14 +25,24 @@ describe_modules() {
     kernel_size=$(file_size "$target/guest/vmlinuz")
     ramdisk_size=$(file_size "$target/guest/ramdisk.img")
     run_guest --disk none -- -machine "dumpdtb=$dir/dtb"
+    # QEMU leaves a megabyte of room at the end, and would add as much again: cut it off. Words 3 and 8 of the header are
+    # the offset and size of the last block, the strings; word 1 is the size of the whole.
+    local words total
+    read -ra words <<<"$(od -An -v -tu4 --endian=big -w40 -N40 "$dir/dtb")"
+    total=$((words[3] + words[8]))
+    truncate -s "$total" "$dir/dtb"
+    patch "$dir/dtb" 4 "$(printf '%08x' "$total")"
 }
+
+# patch FILE OFFSET HEX: overwrite bytes.
+patch() { printf '%b' "$(escaped "$3")" | dd of="$1" bs=1 seek="$2" conv=notrunc status=none; }
+escaped() { sed 's/../\\x&/g' <<<"$1"; }
 
 # patch_module ADDRESS SIZE NEW_ADDRESS NEW_SIZE: change the "reg" of the module that has ADDRESS and SIZE.
 patch_module() {
     local offset
-    offset=$(grep -obUaP -- "$(printf '%016x%016x' "$1" "$2" | sed 's/../\\x&/g')" "$dir/dtb" | cut -d : -f 1)
-    printf '%b' "$(printf '%016x%016x' "$3" "$4" | sed 's/../\\x&/g')" |
-        dd of="$dir/dtb" bs=1 seek="$offset" conv=notrunc status=none
+    offset=$(grep -obUaP -- "$(escaped "$(printf '%016x%016x' "$1" "$2")")" "$dir/dtb" | cut -d : -f 1)
+    patch "$dir/dtb" "$offset" "$(printf '%016x%016x' "$3" "$4")"
 }
 
 # The options that boot the patched tree, the files where it says (or said).
