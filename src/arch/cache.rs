@@ -21,7 +21,8 @@ fn zero_block() -> Option<usize> {
 pub fn scrub(memory: SharedSlice<'_>) {
     let start = layout::linear(memory.pa());
     let end = start + memory.len();
-    let block = zero_block().filter(|block| start % block == 0 && end % block == 0);
+    let block =
+        zero_block().filter(|block| start.is_multiple_of(*block) && end.is_multiple_of(*block));
     let Some(block) = block else {
         let _ = memory.fill(0, memory.len(), 0);
         clean_invalidate(memory);

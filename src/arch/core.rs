@@ -98,13 +98,12 @@ impl Host for Core {
     fn instruction_address(&self, pc: u64, el0: bool) -> Option<Ipa> {
         // PAR_EL1 is the guest's; it may be between its own AT and the read of the result.
         let saved = PAR_EL1.get();
-        // SAFETY: AT changes PAR_EL1 and nothing else.
-        unsafe {
-            if el0 {
-                asm!("at s1e0r, {}", in(reg) pc, options(nostack, preserves_flags));
-            } else {
-                asm!("at s1e1r, {}", in(reg) pc, options(nostack, preserves_flags));
-            }
+        if el0 {
+            // SAFETY: AT changes PAR_EL1 and nothing else.
+            unsafe { asm!("at s1e0r, {}", in(reg) pc, options(nostack, preserves_flags)) };
+        } else {
+            // SAFETY: as above.
+            unsafe { asm!("at s1e1r, {}", in(reg) pc, options(nostack, preserves_flags)) };
         }
         barrier::isb();
         let par = PAR_EL1.get();

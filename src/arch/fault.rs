@@ -56,14 +56,13 @@ pub enum Probe {
 /// function called one that follows the C calling convention.
 pub unsafe fn probe(kind: Probe, address: usize) -> Result<(), u64> {
     PROBING.store(true, Ordering::Relaxed);
-    // SAFETY: as the caller vouches; a fault comes back through `probe_fixup`.
-    let esr = unsafe {
-        match kind {
-            Probe::Read => probe_read(address),
-            Probe::Write => probe_write(address),
-            Probe::Call => probe_call(address),
-        }
+    let access = match kind {
+        Probe::Read => probe_read,
+        Probe::Write => probe_write,
+        Probe::Call => probe_call,
     };
+    // SAFETY: as the caller vouches; a fault comes back through `probe_fixup`.
+    let esr = unsafe { access(address) };
     PROBING.store(false, Ordering::Relaxed);
     if esr == 0 { Ok(()) } else { Err(esr) }
 }

@@ -5,7 +5,7 @@ use core::arch::asm;
 use super::core::Core;
 use super::gic::{PhysicalGic, reset_virtual_interface};
 use super::interrupts::{Doorbell, MAX_DOORBELLS, PHYSICAL_TIMER_INTID, VIRTUAL_TIMER_INTID};
-use super::{barrier, cache, el1, firmware, stage2, timer};
+use super::{barrier, cache, el1, firmware, pmu, stage2, timer};
 use crate::backend::clock::Clock;
 use crate::cpu::{GuestRegisters, Pstate, Register};
 use crate::vm::exit::Next;
@@ -52,17 +52,16 @@ impl Seat {
     pub fn start(&'static mut self) -> Result<core::convert::Infallible, LoadError> {
         el1::set_traps();
         self.load()?;
+        pmu::start();
         unsafe extern "C" {
             fn enter_guest(registers: *mut GuestRegisters) -> !;
         }
         let registers = (&raw mut *self).cast::<GuestRegisters>();
-        // SAFETY: the vectors find the seat by this address for ever: it is 'static, and given up
-        // here. Its first field is the registers (asserted above). Nothing on this stack is needed
-        // again.
-        unsafe {
-            asm!("msr tpidr_el2, {}", in(reg) registers, options(nostack, preserves_flags));
-            enter_guest(registers)
-        }
+        // SAFETY: TPIDR_EL2 is EL2's own. The vectors find the seat by it for ever: it is 'static,
+        // and given up here. Its first field is the registers (asserted above).
+        unsafe { asm!("msr tpidr_el2, {}", in(reg) registers, options(nostack, preserves_flags)) };
+        // SAFETY: the registers are those of a loaded guest; nothing on this stack is needed again.
+        unsafe { enter_guest(registers) }
     }
 
     /// Zeroes the guest's RAM, loads it, and puts the vCPU into its reset state.
@@ -101,11 +100,15 @@ impl Seat {
             Next::Resume => self,
             Next::Reset => self.restart(),
             Next::PowerOff => {
+                let name = self.vcpu.vm.name;
+                let (below, at_el2) = (pmu::below_el2(), pmu::at_el2());
                 log::info!(
-                    "{}: off at tick {}; exits: {}",
-                    self.vcpu.vm.name,
+                    "{name}: off at tick {}; exits: {}",
                     timer::Counter.now().0,
                     self.vcpu.exits
+                );
+                log::info!(
+                    "{name}: instructions: guest={below} el2={at_el2} (modulo 2^32; 0: not counted)"
                 );
                 self.quiesce();
                 firmware::power_off();

@@ -73,7 +73,7 @@ fn map(window: usize, pa: Pa, len: u64, attributes: u64) -> Result<(), MapError>
     let end = end.ok_or(MapError::OutOfRange)?.next_multiple_of(PAGE_SIZE);
     let mut at = pa.raw() & !(PAGE_SIZE - 1);
     // SAFETY: the boot tables live for ever and are only accessed as atomics.
-    let root = unsafe { &*(&raw const __boot_tables) };
+    let root = unsafe { &__boot_tables };
     while at < end {
         let va = window as u64 + at;
         let mut table = root;

@@ -8,16 +8,16 @@ use super::registers::{
 const INST_RETIRED: u64 = 0x8;
 /// Do not count EL1; do not count EL0; do count EL2 (PMEVTYPER<n>_EL0 P, U, NSH).
 const EL2_ONLY: u64 = 1 << 31 | 1 << 30 | 1 << 27;
-/// Do not count EL0; EL2 is not counted while NSH is clear.
-const EL1_ONLY: u64 = 1 << 30;
+/// Count EL1 and EL0; EL2 is not counted while NSH is clear.
+const BELOW_EL2: u64 = 0;
 
-/// Starts two counters: instructions at EL2, and at EL1. Guests cannot see or stop them.
+/// Starts two counters: instructions at EL2, and at EL1 and EL0. Guests cannot see or stop them.
 pub fn start() {
     let counters = PMCR_EL0::get() >> 11 & 0x1f;
     // HPMN: all counters are EL1's in principle; TPM and TPMCR keep guests from all of them.
     MDCR_EL2::set(MDCR_EL2::get() & !0x1f | counters);
     PMEVTYPER0_EL0::set(INST_RETIRED | EL2_ONLY);
-    PMEVTYPER1_EL0::set(INST_RETIRED | EL1_ONLY);
+    PMEVTYPER1_EL0::set(INST_RETIRED | BELOW_EL2);
     PMEVCNTR0_EL0::set(0);
     PMEVCNTR1_EL0::set(0);
     PMCNTENSET_EL0::set(0b11);
@@ -31,8 +31,8 @@ pub fn at_el2() -> u32 {
     PMEVCNTR0_EL0::get() as u32
 }
 
-/// Instructions retired at EL1 since [`start`], modulo 2^32.
+/// Instructions retired at EL1 and EL0 since [`start`], modulo 2^32.
 #[inline(always)]
-pub fn at_el1() -> u32 {
+pub fn below_el2() -> u32 {
     PMEVCNTR1_EL0::get() as u32
 }

@@ -29,11 +29,10 @@ pub(crate) fn place<T>(value: T) -> Option<&'static mut T> {
         .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |used| taken(used).map(|(_, end)| end))
         .ok()?;
     let (start, _) = taken(used)?;
+    // SAFETY: start < SIZE: the pointer stays in the arena.
+    let place = unsafe { base.add(start) }.cast::<MaybeUninit<T>>();
     // SAFETY: start..end lies in the arena, is aligned for T since the arena is to 64 bytes, and was
-    // taken from `USED` by this call alone.
-    unsafe {
-        let place = base.add(start).cast::<T>();
-        place.write(value);
-        Some(&mut *place)
-    }
+    // taken from `USED` by this call alone; as MaybeUninit it needs no value yet.
+    let place = unsafe { &mut *place };
+    Some(place.write(value))
 }

@@ -141,7 +141,7 @@ fn plug_disk(
     };
     let plugged = place(disk)
         .and_then(|disk| place(Block::new(disk)))
-        .and_then(|block| vm.plug(MmioTransport::new(block, vm.memory.clone())).ok());
+        .and_then(|block| vm.plug(MmioTransport::new(block, vm.memory.clone())));
     if plugged.is_none() {
         stop(format_args!("EL2's arena is too small for the disk"));
     }

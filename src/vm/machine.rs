@@ -63,11 +63,12 @@ impl<'m> Vm<'m> {
         }
     }
 
-    /// Puts a device into the next slot; its number. Gives the device back if all are taken.
-    pub fn plug(&mut self, device: MmioTransport<'m, 'm>) -> Result<usize, MmioTransport<'m, 'm>> {
+    /// Puts a device into the next slot; its number. `None`, and the device is gone, if all are
+    /// taken.
+    pub fn plug(&mut self, device: MmioTransport<'m, 'm>) -> Option<usize> {
         let slot = self.slots.len();
-        self.slots.push(Mutex::new(device)).map_err(Mutex::into_inner)?;
-        Ok(slot)
+        self.slots.push(Mutex::new(device)).ok()?;
+        Some(slot)
     }
 
     /// The device in a slot.
@@ -105,10 +106,10 @@ impl<'m> Vm<'m> {
         } else if self.in_flight.load(Ordering::Relaxed) & bit != 0 {
             self.in_flight.fetch_and(!bit, Ordering::Relaxed);
         }
-        if device.take_interrupt() {
-            if let Some(intid) = IntId::spi(layout::VIRTIO_SPI + slot as u32) {
-                self.interrupt(vcpu, host, |gic, _| gic.pulse(intid));
-            }
+        if device.take_interrupt()
+            && let Some(intid) = IntId::spi(layout::VIRTIO_SPI + slot as u32)
+        {
+            self.interrupt(vcpu, host, |gic, _| gic.pulse(intid));
         }
     }
 

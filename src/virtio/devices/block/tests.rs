@@ -623,7 +623,7 @@ mod properties {
             if let Some((_, op, sector, lengths)) = disk.get().submitted.first() {
                 let len: usize = lengths.iter().sum();
                 prop_assert!(lengths.iter().all(|len| *len > 0));
-                prop_assert!(len % 512 == 0 && (len > 0) == (*op != BlockOp::Flush));
+                prop_assert!(len.is_multiple_of(512) && (len > 0) == (*op != BlockOp::Flush));
                 prop_assert!(*sector <= 64 && *sector as usize + len / 512 <= 64);
             } else if room == 0 {
                 prop_assert_eq!(transport.get(0x70), 79);
