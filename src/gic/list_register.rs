@@ -1,6 +1,6 @@
 //! List registers: how a virtual interrupt is handed to the virtual CPU interface.
 //!
-//! The value has the layout of ICH_LR<n>_EL2 (Arm IHI 0069, "ICH_LR<n>_EL2"), so that on a GICv3
+//! The value has the layout of `ICH_LR<n>_EL2` (Arm IHI 0069), so that on a GICv3
 //! board reading and writing one is a single instruction. A GICv2 board's back end translates.
 
 use super::irq::IntId;
@@ -16,10 +16,10 @@ const PRIORITY_SHIFT: u32 = 48;
 /// Only where HW = 0; with HW = 1 the bit is part of the pINTID.
 const EOI: u64 = 1 << 41;
 const PINTID_SHIFT: u32 = 32;
-/// ICH_LR<n>_EL2 has 13 bits; INTIDs of physical PPIs and SPIs need 10.
+/// `ICH_LR<n>_EL2` has 13 bits; INTIDs of physical PPIs and SPIs need 10.
 const PINTID_MASK: u64 = 0x3ff;
 
-/// The state of a listed interrupt, ICH_LR<n>_EL2.State.
+/// The state of a listed interrupt, `ICH_LR<n>_EL2.State`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum State {
     /// The list register is free.
@@ -69,13 +69,13 @@ impl ListRegister {
         if wanted { Self(self.0 | EOI) } else { self }
     }
 
-    /// From the ICH_LR<n>_EL2 layout.
+    /// From the `ICH_LR<n>_EL2` layout.
     #[inline]
     pub const fn from_bits(bits: u64) -> Self {
         Self(bits)
     }
 
-    /// In the ICH_LR<n>_EL2 layout.
+    /// In the `ICH_LR<n>_EL2` layout.
     #[inline]
     pub const fn bits(self) -> u64 {
         self.0
@@ -174,10 +174,10 @@ pub trait ListRegisters {
     /// How many there are, 1 to 16 (ICH_VTR_EL2.ListRegs + 1).
     fn count(&self) -> usize;
 
-    /// Reads ICH_LR<n>_EL2; `n` < `count()`.
+    /// Reads `ICH_LR<n>_EL2`; `n` < `count()`.
     fn read(&self, n: usize) -> ListRegister;
 
-    /// Writes ICH_LR<n>_EL2; `n` < `count()`.
+    /// Writes `ICH_LR<n>_EL2`; `n` < `count()`.
     fn write(&mut self, n: usize, value: ListRegister);
 
     /// ICH_ELRSR_EL2: bit n is set if list register n is Invalid. Those that were written with EOI

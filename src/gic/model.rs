@@ -215,9 +215,12 @@ impl Machine {
         };
     }
 
+    /// The timer's output. Whoever sees it fall must tell, but need not once it is acknowledged.
     pub(super) fn set_timer(&mut self, high: bool) {
         self.timer_line = high;
-        if !high {
+        let timer = |lr: &ListRegister| lr.vintid() == TIMER && lr.physical().is_some();
+        let acknowledged = self.core.lrs.iter().any(|lr| timer(lr) && lr.is_active());
+        if !high && !acknowledged {
             self.vgic.retract_hw(VcpuIndex::BOOT, IntId::new(TIMER).unwrap(), &mut self.core);
         }
     }

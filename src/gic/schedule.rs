@@ -87,8 +87,11 @@ impl<'a, L: ListRegisters> Scheduler<'a, L> {
             self.look_at(n, now);
         }
         // The guest may write EOIs at will: they count only if something was out, and only so many.
-        let count = self.lrs.take_eoi_count();
-        for _ in 0..if self.lists.maintenance.unlisted_active { count } else { 0 } {
+        let mut count = self.lrs.take_eoi_count();
+        if !self.lists.maintenance.unlisted_active {
+            count = 0;
+        }
+        for _ in 0..count {
             match self.most_urgent_unlisted_active() {
                 Some(intid) => self.retire(intid),
                 None => break,
