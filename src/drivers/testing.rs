@@ -1,19 +1,15 @@
 //! What driver tests need in place of a board: RAM with physical addresses, and a delay that
 //! only counts. Test-only.
-#![allow(unsafe_code)]
 
-use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
 use std::cell::Cell;
-use std::ptr::NonNull;
 
 use embedded_hal::delay::DelayNs;
 
-use crate::memory::{PAGE_SIZE, Pa, SharedSlice};
+use crate::memory::{HostRam, PAGE_SIZE, Pa, SharedSlice};
 
 /// Zeroed RAM at a physical address of its own, so that an address in the wrong space is noticed.
 pub(crate) struct FakeRam {
-    base: NonNull<u8>,
-    layout: Layout,
+    ram: HostRam,
     next: Cell<usize>,
 }
 
@@ -22,18 +18,12 @@ impl FakeRam {
     pub(crate) const PA: u64 = 0x12_8000_0000;
 
     pub(crate) fn new(bytes: usize) -> Self {
-        let layout = Layout::from_size_align(bytes, PAGE_SIZE as usize).unwrap();
-        assert!(layout.size() > 0);
-        // SAFETY: the size is not zero.
-        let pointer = unsafe { alloc_zeroed(layout) };
-        let Some(base) = NonNull::new(pointer) else { handle_alloc_error(layout) };
-        Self { base, layout, next: Cell::new(0) }
+        Self { ram: HostRam::new(bytes), next: Cell::new(0) }
     }
 
-    fn all(&self) -> SharedSlice<'_> {
-        // SAFETY: the allocation lives as long as self and has been initialised; it is reached
-        // through SharedSlices only.
-        unsafe { SharedSlice::new(self.base, Pa::new(Self::PA), self.layout.size()) }
+    /// All of it.
+    pub(crate) fn all(&self) -> SharedSlice<'_> {
+        self.ram.slice(Pa::new(Self::PA))
     }
 
     /// The next `bytes`, page-aligned.
@@ -50,23 +40,16 @@ impl FakeRam {
     }
 }
 
-impl Drop for FakeRam {
-    fn drop(&mut self) {
-        // SAFETY: allocated with this layout in `new`; every SharedSlice borrows self.
-        unsafe { dealloc(self.base.as_ptr(), self.layout) };
-    }
-}
-
 /// Copies `bytes` into shared memory.
 pub(crate) fn fill(memory: SharedSlice<'_>, bytes: &[u8]) {
-    for (offset, byte) in bytes.iter().enumerate() {
-        memory.store_u8(offset, *byte).unwrap();
-    }
+    memory.write_bytes(0, bytes).unwrap();
 }
 
 /// Copies shared memory out.
 pub(crate) fn dump(memory: SharedSlice<'_>) -> Vec<u8> {
-    (0..memory.len()).map(|offset| memory.load_u8(offset).unwrap()).collect()
+    let mut bytes = vec![0; memory.len()];
+    memory.read_bytes(0, &mut bytes).unwrap();
+    bytes
 }
 
 /// A delay that does not wait and counts the nanoseconds it should have waited.

@@ -33,6 +33,7 @@ fn an_empty_slot_is_empty_in_either_layout() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "10,000 looks")]
 fn a_reset_is_waited_for_within_bounds() {
     let ram = FakeRam::new(4096);
     let device = FakeDisk::new(&ram, USUAL);

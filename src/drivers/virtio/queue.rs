@@ -134,9 +134,7 @@ impl<'m> SplitQueue<'m> {
             seen_used: 0,
             used_event: 0,
         };
-        for offset in (0..Self::bytes(size)).step_by(2) {
-            memory.store_u16(offset, 0)?;
-        }
+        memory.fill(0, Self::bytes(size), 0)?;
         queue.set_interrupts(interrupts);
         Some(queue)
     }

@@ -167,6 +167,7 @@ fn a_batch_half_taken_does_not_interrupt_again() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "70,000 rounds")]
 fn interrupts_that_are_off_stay_off_past_the_index_wrap() {
     let ram = FakeRam::new(4096);
     let mut queue = queue(&ram, true);

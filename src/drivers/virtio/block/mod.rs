@@ -189,10 +189,7 @@ impl<'m, R: Registers> VirtioBlk<'m, R> {
         for _ in 0..ANSWER_STEPS {
             match self.poll(Ticks(0)) {
                 Some((_, BlockStatus::Ok)) => {
-                    for (offset, byte) in self.info.id.iter_mut().enumerate() {
-                        *byte = buffer.load_u8(offset).unwrap_or(0);
-                    }
-                    return Ok(());
+                    return buffer.read_bytes(0, &mut self.info.id).ok_or(InitError::DmaMemory);
                 }
                 Some((_, BlockStatus::Unsupported)) => return Ok(()),
                 Some((_, BlockStatus::IoError)) => return Err(InitError::NoAnswer),

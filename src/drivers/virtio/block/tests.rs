@@ -5,7 +5,7 @@ use crate::backend::block::SECTOR_SIZE;
 use crate::drivers::testing::{CountedDelay, FakeRam, dump, fill};
 use crate::drivers::virtio::fake::{
     F_BLK_SIZE, F_EVENT_IDX, F_FLUSH, F_INDIRECT, F_RO, F_SEG_MAX, F_SIZE_MAX, F_VERSION_1,
-    FakeDisk, IDENTITY, SECTORS, USUAL,
+    FakeDisk, IDENTITY, SECTORS, USUAL, contents,
 };
 
 type Disk<'m, 'd> = VirtioBlk<'m, &'d FakeDisk<'m>>;
@@ -35,10 +35,6 @@ fn request<'a, 'm>(
 fn read<'m>(disk: &mut Disk<'m, '_>, tag: u16, buffer: SharedSlice<'m>) {
     let segments = [buffer.subslice(0, 512).unwrap()];
     disk.submit(request(tag, BlockOp::Read, u64::from(tag) % SECTORS, &segments), NOW).unwrap();
-}
-
-fn contents(sector: u64, sectors: u64) -> Vec<u8> {
-    (sector * 512..(sector + sectors) * 512).map(|n| (n / 512 * 7 + n) as u8).collect()
 }
 
 const OK: BlockStatus = BlockStatus::Ok;
@@ -98,6 +94,7 @@ fn memory_too_small_or_crooked_is_refused_before_the_device_is_touched() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "100,000 looks")]
 fn a_device_that_does_not_answer_its_first_request_is_reset_and_refused_in_time() {
     let ram = ram();
     let device = FakeDisk::new(&ram, USUAL);
