@@ -26,6 +26,11 @@ impl FakeRam {
         self.ram.slice(Pa::new(Self::PA))
     }
 
+    /// All of it, as somebody sees it who believes it to be at `address`.
+    pub(crate) fn view_at(&self, address: u64) -> SharedSlice<'_> {
+        self.ram.slice(Pa::new(address))
+    }
+
     /// The next `bytes`, page-aligned.
     pub(crate) fn allocate(&self, bytes: usize) -> SharedSlice<'_> {
         let offset = self.next.get();

@@ -5,6 +5,8 @@ mod chain;
 mod config;
 mod layout;
 #[cfg(test)]
+mod model_tests;
+#[cfg(test)]
 mod tests;
 
 use embedded_hal::delay::DelayNs;
