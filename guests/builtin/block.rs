@@ -233,7 +233,9 @@ fn launch(disk: &mut Disk, first: usize, flight: &mut Flight, buffer: &mut [u8])
 }
 
 fn land(disk: &mut Disk, flight: &mut Flight, buffer: &mut [u8]) -> Verdict {
-    let Some(token) = flight.token.take() else { return Ok(()) };
+    let Some(token) = flight.token.take() else {
+        return Ok(());
+    };
     // SAFETY: the same buffers as in `launch`.
     let result = unsafe {
         if flight.writing {

@@ -82,7 +82,9 @@ const OFFENCES: [Offence; 13] = [
 
 /// Runs them all, on the first disk.
 pub(crate) fn run(board: &Board) {
-    let Some(slot) = block::find(board) else { return };
+    let Some(slot) = block::find(board) else {
+        return;
+    };
     let base = slot.registers.base;
     let mut ring = Ring::new(base);
     gic::serve_device(board, base, slot.intid);

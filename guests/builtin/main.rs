@@ -12,6 +12,8 @@
 // An EL1 program is register accesses and exception frames, and a panic of it is a verdict.
 #![allow(unsafe_code)]
 #![allow(clippy::indexing_slicing)]
+// Memory shared with a device is reached by its fields' addresses, several under one reason.
+#![allow(clippy::multiple_unsafe_ops_per_block)]
 
 #[cfg(not(all(target_arch = "aarch64", target_os = "none")))]
 compile_error!("the built-in guest is built for aarch64-unknown-none-softfloat only");

@@ -53,7 +53,7 @@ pub(crate) fn system_off() -> ! {
 pub(crate) fn run(board: &Board) {
     check("psci: VERSION is at least 1.0", || {
         let version = hvc(PSCI_VERSION, [0; 3]) as u32;
-        expect(version >= 0x1_0000 && version < 0x2_0000, "version", version)
+        expect((0x1_0000..0x2_0000).contains(&version), "version", version)
     });
     check("psci: FEATURES knows what we need and nothing unknown", || {
         for id in [PSCI_VERSION, CPU_ON_64, SYSTEM_OFF, SYSTEM_RESET, PSCI_FEATURES] {

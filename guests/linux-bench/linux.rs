@@ -31,9 +31,9 @@ unsafe extern "C" fn linux_entry(stack: *const usize) -> ! {
     // SAFETY: the kernel's ABI for a new program.
     let count = unsafe { *stack };
     let arguments = (1..=count).map(move |n| {
+        // SAFETY: as above; the array has `count` entries after its length.
+        let text = unsafe { stack.wrapping_add(n).read() } as *const c_char;
         // SAFETY: as above; each is a string that stays for the program's life.
-        let text = unsafe { *stack.add(n) } as *const c_char;
-        // SAFETY: as above.
         unsafe { CStr::from_ptr(text) }
     });
     exit(super::run(arguments))
