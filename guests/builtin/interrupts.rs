@@ -87,7 +87,9 @@ fn configuration(board: &Board) -> Verdict {
     write32(router + 4, 0);
     let zero = read64(router);
     write64(router, affinity());
-    expect(any == 1 << 31, "IROUTER.IRM lost", any)?;
+    // A distributor without 1 of N routing (GICD_TYPER.No1N) may hold the bit at 0.
+    let wanted = if read32(board.gicd + GICD_TYPER) & 1 << 25 == 0 { 1 << 31 } else { any };
+    expect(any == wanted, "IROUTER.IRM lost", any)?;
     expect(zero == 0, "IROUTER halves lost", zero)?;
     let priority = board.gicd + IPRIORITYR + intid as usize;
     write8(priority, 0x58);
