@@ -11,6 +11,8 @@ wait_for_qemu() {
     at_exit+=('kill "$qemu_pid" 2>/dev/null || true')
     wait "$qemu_pid" || status=$?
     unset 'at_exit[-1]'
+    # QEMU did not even end when it was asked to, and was killed.
+    if ((status == 137)); then status=$EXIT_TIMEOUT; fi
     if ((status == EXIT_TIMEOUT)); then
         note "the guest was still running after $seconds s"
     elif ((status)); then

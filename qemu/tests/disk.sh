@@ -73,3 +73,18 @@ test_reads_and_writes_past_the_end_fail() {
     expect_equal "size outside" 268435456 "$(stat -c %s "$(ext4_disk)")"
     expect_clean "$(ext4_disk)"
 }
+
+test_a_disk_that_stops_answering_fails_the_request_and_the_guest_lives() {
+    # QEMU's throttle serves a burst of 4 MiB, and after that a byte a second: for the guest's purposes, never.
+    make_blank "$dir/disk.raw" 64M
+    run_guest --disk none -c '
+        dd if=/dev/vda of=/dev/null bs=64k count=16 iflag=direct && echo "served at first"
+        if dd if=/dev/vda of=/dev/null bs=1M count=16 iflag=direct; then exit 1; fi
+        echo "the guest lives"' \
+        -- -global virtio-mmio.force-legacy=false -device virtio-blk-device,drive=disk0 -drive \
+        "if=none,id=disk0,format=raw,file=$(qemu_value "$dir/disk.raw"),throttling.bps-total=1,throttling.bps-total-max=4194304" |
+        tee "$dir/out"
+    expect_text "$dir/out" 'served at first'
+    expect_text "$dir/out" 'I/O error, dev vda'
+    expect_text "$dir/out" 'the guest lives'
+}
