@@ -322,7 +322,7 @@ impl<'a> Board<'a> {
                 let _ = self.virtio.push(VirtioSlot { registers, interrupt, coherent });
             }
         });
-        self.virtio.sort_unstable_by_key(|slot| slot.registers.base);
+        super::sort_by_address(&mut self.virtio, |slot| slot.registers.base);
     }
 }
 

@@ -77,7 +77,7 @@ pub(super) fn read<'a>(
         }
     });
     result?;
-    modules.sort_unstable_by_key(|module| module.range.base);
+    super::sort_by_address(&mut modules, |module| module.range.base);
     Ok(modules)
 }
 
