@@ -4,9 +4,11 @@ use core::fmt::{self, Write};
 
 use spin::Mutex;
 
+use super::layout;
 use super::mmio::Mmio;
 use crate::backend::serial::Serial;
 use crate::drivers::pl011::Pl011;
+use crate::memory::Pa;
 
 /// The UART; `None` until the boot code's successor has found one.
 static UART: Mutex<Option<Pl011<Mmio>>> = Mutex::new(None);
@@ -14,6 +16,17 @@ static UART: Mutex<Option<Pl011<Mmio>>> = Mutex::new(None);
 /// The console becomes `uart`.
 pub fn set(uart: Pl011<Mmio>) {
     *UART.lock() = Some(uart);
+}
+
+/// Opens the default UART if no console is open yet: for what goes wrong before one is.
+pub(super) fn open_default() {
+    if UART.is_locked() || UART.lock().is_some() {
+        return;
+    }
+    // SAFETY: nothing better is known, and nothing is left to lose.
+    if let Ok(registers) = unsafe { Mmio::map(Pa::new(layout::DEFAULT_UART), 0x1000) } {
+        set(Pl011::new(registers));
+    }
 }
 
 /// Runs `f` on the UART, if there is one.

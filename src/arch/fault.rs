@@ -80,6 +80,7 @@ pub(super) extern "C" fn on_fatal(dump: &mut Dump, kind: u64) -> &mut Dump {
         firmware::reset();
         firmware::park()
     }
+    console::open_default();
     let mut out = console::Unlocked;
     let name = KINDS.get(kind as usize & 3).unwrap_or(&"exception");
     let _ = writeln!(out, "[sparkler] EL2 fault: {name}, vector {kind}");

@@ -1,7 +1,7 @@
 //! The list registers of this core (IHI 0069, ICH_LR<n>_EL2).
 
 use super::gic::deactivate;
-use super::registers::{ICH_EISR_EL2, ICH_ELRSR_EL2, ICH_HCR_EL2, ICH_VTR_EL2};
+use super::registers::{ICH_ELRSR_EL2, ICH_HCR_EL2, ICH_VTR_EL2};
 use crate::gic::{ListRegister, ListRegisters, Maintenance};
 
 const HCR_EN: u64 = 1;
@@ -94,7 +94,7 @@ impl ListRegisters for GicV3ListRegisters {
 
     #[inline(always)]
     fn empty(&self) -> u32 {
-        (ICH_ELRSR_EL2::get() | ICH_EISR_EL2::get()) as u32
+        ICH_ELRSR_EL2::get() as u32
     }
 
     #[inline]

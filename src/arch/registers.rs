@@ -59,8 +59,6 @@ system_register! {
     ICH_HCR_EL2 = "ICH_HCR_EL2";
     /// Which list registers are empty.
     ICH_ELRSR_EL2 = "ICH_ELRSR_EL2";
-    /// Which list registers had an EOI with maintenance.
-    ICH_EISR_EL2 = "ICH_EISR_EL2";
     /// List register 0.
     ICH_LR0_EL2 = "ICH_LR0_EL2";
     /// List register 1.

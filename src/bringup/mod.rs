@@ -10,6 +10,7 @@ use core::fmt;
 
 use sparkler::arch::boot::BootInfo;
 use sparkler::arch::{console, firmware};
+use sparkler::fdt::Conduit;
 
 /// The program.
 pub(crate) fn run(boot: BootInfo) -> ! {
@@ -18,7 +19,16 @@ pub(crate) fn run(boot: BootInfo) -> ! {
     board::open_console(tree.as_ref().ok().map(|(board, _)| board));
     log::info!("sparkler {} at {}", env!("CARGO_PKG_VERSION"), boot.image);
     match tree {
-        Ok((board, tree)) => guest::run(boot, board, tree),
+        Ok((board, tree)) => {
+            if board.psci != Some(Conduit::Smc) {
+                log::warn!("no PSCI by SMC: the board can be neither turned off nor reset");
+                firmware::set_absent();
+            }
+            if let Some(level) = board::log_level(board.bootargs) {
+                log::set_max_level(level);
+            }
+            guest::run(boot, board, tree)
+        }
         Err(error) => stop(format_args!("the board's device tree cannot be used: {error}")),
     }
 }
