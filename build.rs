@@ -42,6 +42,7 @@ fn link_guests() {
         // It runs wherever it was put: the entry code applies the relocations.
         "-pie",
         "--no-dynamic-linker",
+        "--pack-dyn-relocs=relr",
         "-zmax-page-size=4096",
     ] {
         println!("cargo:rustc-link-arg-bin=builtin={argument}");

@@ -7,10 +7,10 @@
 
 use crate::block;
 use crate::board::Board;
-use crate::console::println;
+use crate::console::line;
 use crate::gic;
 use crate::psci::UNKNOWN_CALL;
-use crate::report::{Verdict, Why, check, expect};
+use crate::report::{Failed, Verdict, check, expect};
 use crate::ring::{IN, INTERRUPT_ACK, Ring, VERSION_1};
 use crate::timer;
 use core::arch::asm;
@@ -53,7 +53,7 @@ timed!(end_of_interrupt, "msr icc_eoir1_el1, x20\nisb");
 /// Prints `bench NAME VALUE` for each.
 pub(crate) fn run(board: &Board) {
     if !check("bench: virtual time counts instructions", calibrate) {
-        println!("bench: figures need qemu/run --icount");
+        line!("bench: figures need qemu/run --icount");
         return;
     }
     report("hypercall", call(UNKNOWN_CALL as usize), COUNT);
@@ -87,7 +87,7 @@ fn per_tick() -> u64 {
 }
 
 fn report(name: &str, ticks: u64, count: u64) {
-    println!("bench {name} {}", (ticks * per_tick() + count / 2) / count);
+    line!("bench ", name, " ", (ticks * per_tick() + count / 2) / count);
 }
 
 /// From the write of ICC_SGI1R_EL1 until the handler has returned.
@@ -118,7 +118,7 @@ fn timer_overhead() -> u64 {
 }
 
 /// One request at a time, from the first disk if there is one, ended by its interrupt; the ticks.
-fn read_4k(board: &Board) -> Result<Option<u64>, Why> {
+fn read_4k(board: &Board) -> Result<Option<u64>, Failed> {
     let Some(slot) = block::find(board) else {
         return Ok(None);
     };

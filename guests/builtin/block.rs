@@ -3,11 +3,11 @@
 //! What is overwritten is put back, so any disk may be given.
 
 use crate::board::{Board, Slot};
-use crate::console::println;
+use crate::console::line;
 use crate::dma::Flat;
 use crate::mmio::read32;
 use crate::racy::Racy;
-use crate::report::{Verdict, Why, check, expect};
+use crate::report::{Failed, Verdict, check, expect};
 use crate::ring::CONFIG;
 use crate::timer;
 use core::ptr::NonNull;
@@ -35,26 +35,25 @@ pub(crate) fn find(board: &Board) -> Option<Slot> {
 /// Runs them all, on the first disk.
 pub(crate) fn run(board: &Board) {
     let Some(slot) = find(board) else {
-        println!("block: this machine has no disk; nothing to check");
+        line!("block: this machine has no disk; nothing to check");
         return;
     };
     // The crate waits without a bound of its own.
     let mut disk = None;
     check("block: initialises", || {
-        let registers = NonNull::new(slot.registers.base as *mut _).ok_or(Why::Text("at 0"))?;
+        let registers =
+            NonNull::new(slot.registers.base as *mut _).ok_or(Failed::because("at 0"))?;
         // SAFETY: a virtio-MMIO slot by the device tree; no other driver of ours is using it.
         let transport = unsafe { MmioTransport::new(registers, slot.registers.size) }
-            .map_err(|_| Why::Text("no modern virtio-MMIO device"))?;
+            .map_err(|_| Failed::because("no modern virtio-MMIO device"))?;
         let new = timer::bounded(5_000, || Disk::new(transport));
-        disk = Some(new.map_err(|_| Why::Text("refused by the driver"))?);
+        disk = Some(new.map_err(|_| Failed::because("refused by the driver"))?);
         Ok(())
     });
     let Some(mut disk) = disk else { return };
     let capacity = disk.capacity();
-    println!(
-        "block: {capacity} sectors, {}",
-        if disk.readonly() { "read-only" } else { "writable" }
-    );
+    let access = if disk.readonly() { "read-only" } else { "writable" };
+    line!("block: ", capacity, " sectors, ", access);
     check("block: capacity is what the configuration says", || {
         let base = slot.registers.base + CONFIG;
         let seen = u64::from(read32(base)) | u64::from(read32(base + 4)) << 32;
@@ -68,7 +67,7 @@ pub(crate) fn run(board: &Board) {
     });
     check("block: a read past the capacity fails", || past_the_end(&mut disk, false));
     let Some(first) = capacity.checked_sub(AREA as u64) else {
-        println!("block: too small for the other checks");
+        line!("block: too small for the other checks");
         return;
     };
     let first = first as usize;
@@ -76,7 +75,7 @@ pub(crate) fn run(board: &Board) {
         check("block: a write to a read-only disk fails", || {
             let buffer = sectors(1);
             match bounded_result(|| disk.write_blocks(first, buffer)) {
-                Ok(()) => Err(Why::Text("it did not")),
+                Ok(()) => Err(Failed::because("it did not")),
                 Err(_) => Ok(()),
             }
         });
@@ -153,7 +152,7 @@ fn past_the_end(disk: &mut Disk, write: bool) -> Verdict {
             bounded_result(|| disk.read_blocks(at, buffer))
         };
         if result.is_ok() {
-            return Err(Why::Saw("done at sector", at as u64));
+            return Err(Failed::seeing("done at sector", at as u64));
         }
     }
     Ok(())
@@ -228,7 +227,7 @@ fn launch(disk: &mut Disk, first: usize, flight: &mut Flight, buffer: &mut [u8])
             disk.read_blocks_nb(at, &mut flight.request, buffer, &mut flight.response)
         }
     };
-    flight.token = Some(token.map_err(|_| Why::Text("not accepted by the driver"))?);
+    flight.token = Some(token.map_err(|_| Failed::because("not accepted by the driver"))?);
     Ok(())
 }
 
@@ -244,7 +243,7 @@ fn land(disk: &mut Disk, flight: &mut Flight, buffer: &mut [u8]) -> Verdict {
             disk.complete_read_blocks(token, &flight.request, buffer, &mut flight.response)
         }
     };
-    result.map_err(|_| Why::Text("failed"))?;
+    result.map_err(|_| Failed::because("failed"))?;
     if flight.writing { Ok(()) } else { verify(buffer, flight.sector, |_| flight.tag) }
 }
 
@@ -273,7 +272,7 @@ fn verify(buffer: &[u8], sector: usize, tag: impl Fn(usize) -> u8) -> Verdict {
     for (n, byte) in buffer.iter().enumerate() {
         let at = sector + n / SECTOR_SIZE;
         if *byte != pattern(at, n % SECTOR_SIZE, tag(at)) {
-            return Err(Why::Saw("differs at byte", (sector * SECTOR_SIZE + n) as u64));
+            return Err(Failed::seeing("differs at byte", (sector * SECTOR_SIZE + n) as u64));
         }
     }
     Ok(())
@@ -285,6 +284,6 @@ fn bounded_result<T>(
     timer::bounded(10_000, request)
 }
 
-fn bounded<T>(request: impl FnOnce() -> virtio_drivers::Result<T>) -> Result<T, Why> {
-    bounded_result(request).map_err(|_| Why::Text("the request failed"))
+fn bounded<T>(request: impl FnOnce() -> virtio_drivers::Result<T>) -> Result<T, Failed> {
+    bounded_result(request).map_err(|_| Failed::because("the request failed"))
 }

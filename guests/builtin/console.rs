@@ -1,7 +1,6 @@
 //! Text on the PL011 that the device tree names.
 
 use crate::mmio;
-use core::fmt::{self, Write};
 use core::sync::atomic::{AtomicUsize, Ordering};
 
 /// UARTDR, PL011 TRM 3.3.1.
@@ -18,48 +17,84 @@ pub(crate) fn set_uart(base: usize) {
     UART.store(base, Ordering::Relaxed);
 }
 
-struct Pl011;
+/// What can be printed. `core::fmt` would be a tenth of this guest.
+pub(crate) trait Show {
+    /// Prints it.
+    fn show(&self);
+}
 
-impl Write for Pl011 {
-    fn write_str(&mut self, text: &str) -> fmt::Result {
-        let base = UART.load(Ordering::Relaxed);
-        if base != 0 {
-            for byte in text.bytes() {
-                if byte == b'\n' {
-                    put(base, b'\r');
-                }
-                put(base, byte);
-            }
-        }
-        Ok(())
+impl Show for &str {
+    #[inline(never)]
+    fn show(&self) {
+        self.bytes().for_each(put);
     }
 }
 
-fn put(base: usize, byte: u8) {
+impl Show for u64 {
+    fn show(&self) {
+        digits(*self, 10);
+    }
+}
+
+impl Show for usize {
+    fn show(&self) {
+        digits(*self as u64, 10);
+    }
+}
+
+impl Show for u32 {
+    fn show(&self) {
+        digits((*self).into(), 10);
+    }
+}
+
+/// A number in hexadecimal, with its 0x.
+pub(crate) struct Hex(pub(crate) u64);
+
+impl Show for Hex {
+    fn show(&self) {
+        "0x".show();
+        digits(self.0, 16);
+    }
+}
+
+#[inline(never)]
+fn digits(mut value: u64, base: u64) {
+    // 2^64 has 20 decimal digits.
+    let mut text = [0u8; 20];
+    let mut length = 0;
+    for digit in &mut text {
+        *digit = b"0123456789abcdef"[(value % base) as usize];
+        value /= base;
+        length += 1;
+        if value == 0 {
+            break;
+        }
+    }
+    text[..length].iter().rev().copied().for_each(put);
+}
+
+#[inline(never)]
+fn put(byte: u8) {
+    let base = UART.load(Ordering::Relaxed);
+    if base == 0 {
+        return;
+    }
+    if byte == b'\n' {
+        put(b'\r');
+    }
     while mmio::read32(base + FR) & FR_TXFF != 0 {
         core::hint::spin_loop();
     }
     mmio::write32(base + DR, byte.into());
 }
 
-/// The target of the print macros.
-pub(crate) fn emit(text: fmt::Arguments<'_>) {
-    // The console has no errors to return.
-    let _ = Pl011.write_fmt(text);
-}
-
-/// Prints a line.
-macro_rules! println {
-    () => { $crate::console::emit(format_args!("\n")) };
-    ($($text:tt)*) => {{
-        $crate::console::emit(format_args!($($text)*));
-        $crate::console::emit(format_args!("\n"));
+/// Prints each argument, then ends the line.
+macro_rules! line {
+    ($($piece:expr),* $(,)?) => {{
+        $($crate::console::Show::show(&$piece);)*
+        $crate::console::Show::show(&"\n");
     }};
 }
 
-/// Prints without ending the line.
-macro_rules! print {
-    ($($text:tt)*) => { $crate::console::emit(format_args!($($text)*)) };
-}
-
-pub(crate) use {print, println};
+pub(crate) use line;

@@ -65,22 +65,32 @@ entry:
     dsb     sy
     isb
 
-    // Everything below was linked at 0: add where we are to each relative relocation.
+    // Everything was linked at 0: add where we are to each pointer that the relative relocations
+    // (RELR) list: an address, or a bitmap of the 63 words after the last word done.
     adrp    x1, image_header
-    adrp    x2, rela_start
-    add     x2, x2, :lo12:rela_start
-    adrp    x3, rela_end
-    add     x3, x3, :lo12:rela_end
+    adrp    x2, relr_start
+    add     x2, x2, :lo12:relr_start
+    adrp    x3, relr_end
+    add     x3, x3, :lo12:relr_end
 3:  cmp     x2, x3
     b.hs    4f
-    ldp     x4, x5, [x2]            // r_offset, r_info
-    ldr     x6, [x2, #16]           // r_addend
-    add     x2, x2, #24
-    cmp     w5, #1027               // R_AARCH64_RELATIVE; the linker makes no other
-    b.ne    3b
+    ldr     x4, [x2], #8
+    tbnz    x4, #0, 6f
+    add     x5, x1, x4
+    ldr     x6, [x5]
     add     x6, x6, x1
-    str     x6, [x1, x4]
+    str     x6, [x5], #8
     b       3b
+6:  mov     x7, x5
+    add     x5, x5, #(63 * 8)
+7:  lsr     x4, x4, #1
+    cbz     x4, 3b
+    tbz     x4, #0, 8f
+    ldr     x6, [x7]
+    add     x6, x6, x1
+    str     x6, [x7]
+8:  add     x7, x7, #8
+    b       7b
 4:
     adrp    x2, bss_start
     adrp    x3, bss_end

@@ -1,6 +1,6 @@
 //! Exceptions taken to EL1: expected ones are noted and stepped over, others end the run.
 
-use crate::console::println;
+use crate::console::{Hex, line};
 use crate::gic;
 use crate::report;
 use core::arch::asm;
@@ -76,11 +76,40 @@ extern "C" fn exception_interrupt() {
 #[unsafe(no_mangle)]
 extern "C" fn exception_unexpected(frame: &Frame, vector: u64) -> ! {
     let (esr, far) = syndrome();
-    println!(
-        "\nbuiltin: unexpected exception, vector {vector:#x} ESR {esr:#x} ELR {:#x} FAR {far:#x} SPSR {:#x} x30 {:#x}",
-        frame.elr, frame.spsr, frame.x[30]
+    line!(
+        "\nbuiltin: unexpected exception, vector ",
+        vector,
+        ", ESR ",
+        Hex(esr),
+        ", FAR ",
+        Hex(far)
     );
+    line!("ELR ", Hex(frame.elr), ", SPSR ", Hex(frame.spsr), ", x30 ", Hex(frame.x[30]));
     report::abandon()
+}
+
+/// Prints the return addresses of the calls in progress, as offsets in the image.
+pub(crate) fn backtrace() {
+    let (image, stack_end): (u64, u64);
+    let mut frame: u64;
+    // SAFETY: reads where we are.
+    unsafe {
+        asm!("adrp {}, image_header", "adrp {}, image_end", "mov {}, x29",
+            out(reg) image, out(reg) stack_end, out(reg) frame, options(nomem, nostack));
+    }
+    for _ in 0..10 {
+        // entry.s starts the chain with 0; the stack is the last thing in the image.
+        if frame < image || frame >= stack_end || frame % 16 != 0 {
+            break;
+        }
+        // SAFETY: in our stack, where a frame record is (AAPCS64 6.4.6).
+        let [caller, address] = unsafe { (frame as *const [u64; 2]).read() };
+        if address < image {
+            break;
+        }
+        line!("  ", Hex(address - image));
+        frame = caller;
+    }
 }
 
 fn syndrome() -> (u64, u64) {

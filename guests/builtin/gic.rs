@@ -2,7 +2,7 @@
 //! (Arm IHI 0069). One core, group 1 only, EOImode 0.
 
 use crate::board::Board;
-use crate::console::println;
+use crate::console::line;
 use crate::mmio::{read32, write8, write32, write64};
 use crate::{report, timer};
 use core::arch::asm;
@@ -214,7 +214,7 @@ pub(crate) fn interrupt() {
         DEVICE_CAUSES.store(DEVICE_CAUSES.load(Ordering::Relaxed) | causes, Ordering::Relaxed);
     }
     if number > STORM {
-        println!("\nbuiltin: INTID {intid} does not stop");
+        line!("\nbuiltin: INTID ", intid, " does not stop");
         report::abandon();
     }
     // SAFETY: ends the interrupt acknowledged above.
@@ -223,7 +223,7 @@ pub(crate) fn interrupt() {
 
 fn timer_expired() {
     if timer::watchdog_armed() {
-        println!("FAILED: timed out");
+        line!("FAILED: timed out");
         report::abandon();
     }
     let keep = KEEP_TIMER.load(Ordering::Relaxed);

@@ -7,7 +7,7 @@ use crate::block;
 use crate::board::Board;
 use crate::gic;
 use crate::mmio::{read32, write32};
-use crate::report::{Verdict, Why, check, expect};
+use crate::report::{Failed, Verdict, check, expect};
 use crate::ring::*;
 use crate::timer;
 
@@ -162,7 +162,7 @@ fn punished(ring: &mut Ring, board: &Board, offence: &Offence) -> Verdict {
     let told = timer::wait(100, || gic::device_causes() & CONFIG_CHANGE != 0);
     expect(told, "no configuration interrupt, causes", gic::device_causes())?;
     if let Some((head, _)) = ring.next_used() {
-        return Err(Why::Saw("the chain was used, head", head.into()));
+        return Err(Failed::seeing("the chain was used, head", head.into()));
     }
     expect(ring.answer() == UNANSWERED, "the request was answered", ring.answer())?;
     reads(ring)

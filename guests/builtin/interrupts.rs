@@ -3,7 +3,7 @@
 use crate::board::Board;
 use crate::gic::{self, *};
 use crate::mmio::{read32, read64, write8, write32, write64};
-use crate::report::{Verdict, Why, check, expect};
+use crate::report::{Failed, Verdict, check, expect};
 use crate::timer;
 
 /// Shared interrupts pended at once: more than any list register file we know holds.
@@ -119,7 +119,7 @@ fn by_priority(board: &Board) -> Verdict {
     let active = read32(base + ISACTIVER + word);
     expect(taken == MANY, "taken", taken)?;
     if let Some(n) = order {
-        return Err(Why::Saw("out of order, INTID", gic::taken_at(n as usize).into()));
+        return Err(Failed::seeing("out of order, INTID", gic::taken_at(n as usize).into()));
     }
     expect(active == 0, "still active", active)
 }
@@ -157,13 +157,14 @@ fn timer_arrives() -> Verdict {
     let from = timer::now();
     let at = from + timer::ticks(2);
     timer::fire_at(at);
-    let early = gic::taken();
+    // Unless this core was held up beyond the moment itself.
+    let early = gic::taken() != 0 && timer::now() < at;
     let came = timer::wait(1000, || gic::taken() != 0);
     let when = timer::now();
     timer::stop();
     expect(came, "nothing in 1 s", when - from)?;
     expect(gic::taken_at(0) == timer::INTID, "INTID", gic::taken_at(0))?;
-    expect(early == 0 && when >= at, "early by", at.saturating_sub(when))
+    expect(!early && when >= at, "early by", at.saturating_sub(when))
 }
 
 fn sleeps() -> Verdict {
@@ -175,7 +176,7 @@ fn sleeps() -> Verdict {
         gic::sleep_until(|| gic::taken() != 0);
         let now = timer::now();
         if now < at {
-            return Err(Why::Saw("early by", at - now));
+            return Err(Failed::seeing("early by", at - now));
         }
         latest = latest.max(now - at);
     }

@@ -3,7 +3,7 @@
 use crate::board::{Board, Range};
 use crate::exception::guarded;
 use crate::mmio::*;
-use crate::report::{Verdict, Why, check, expect};
+use crate::report::{Failed, Verdict, check, expect};
 use crate::timer;
 
 /// An address no machine map names: between the virtio slots of QEMU's `virt` and its platform bus.
@@ -74,8 +74,8 @@ fn zeroed(board: &Board) -> Verdict {
 
 fn abort(access: impl FnOnce()) -> Verdict {
     match guarded(access) {
-        Ok(()) => Err(Why::Text("no exception")),
-        Err(fault) if !fault.is_external_abort() => Err(Why::Saw("ESR", fault.esr)),
+        Ok(()) => Err(Failed::because("no exception")),
+        Err(fault) if !fault.is_external_abort() => Err(Failed::seeing("ESR", fault.esr)),
         Err(fault) => expect(fault.far & !7 == HOLE as u64, "FAR", fault.far),
     }
 }

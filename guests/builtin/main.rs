@@ -38,8 +38,8 @@ mod report;
 mod ring;
 mod timer;
 
-use board::Board;
-use console::println;
+use board::{Board, Range};
+use console::{Hex, line};
 use core::arch::global_asm;
 
 global_asm!(include_str!("entry.s"));
@@ -57,14 +57,9 @@ unsafe extern "C" fn guest_main(fdt: usize) -> ! {
         psci::system_off();
     };
     console::set_uart(board.uart);
-    println!();
-    println!(
-        "builtin: guest at EL1, {} MiB at {:#x}, {} virtio slots, {}",
-        board.memory.size >> 20,
-        board.memory.base,
-        board.slots.len(),
-        if board.is_sparkler { "under sparkler" } else { "no hypervisor of ours" },
-    );
+    let below = if board.is_sparkler { "under sparkler" } else { "not under sparkler" };
+    let Range { base, size } = board.memory;
+    line!("\nbuiltin: guest at EL1 ", below, ", ", size >> 20, " MiB at ", Hex(base as u64));
     if board.has_argument("bench") {
         bench::run(&board);
     } else {
@@ -77,11 +72,11 @@ unsafe extern "C" fn guest_main(fdt: usize) -> ! {
     report::finish()
 }
 
+/// Says where it came from as addresses in the image: reading the message or the place out of
+/// `PanicInfo` would link every message of every crate, a third of this guest.
 #[panic_handler]
-fn panic(info: &core::panic::PanicInfo<'_>) -> ! {
-    match info.location() {
-        Some(place) => println!("\nbuiltin: panic at {}:{}", place.file(), place.line()),
-        None => println!("\nbuiltin: panic"),
-    }
+fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
+    line!("\nbuiltin: panic; returning to these offsets in the image:");
+    exception::backtrace();
     report::abandon()
 }

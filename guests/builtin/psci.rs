@@ -2,7 +2,7 @@
 
 use crate::board::Board;
 use crate::exception;
-use crate::report::{Verdict, Why, check, expect};
+use crate::report::{Failed, Verdict, check, expect};
 use core::arch::asm;
 
 const PSCI_VERSION: u32 = 0x8400_0000;
@@ -79,7 +79,7 @@ pub(crate) fn run(board: &Board) {
     });
     check("smccc: SMC is answered here and never reaches firmware", || {
         let call = exception::guarded(|| smc(PSCI_VERSION));
-        let version = call.map_err(|fault| Why::Saw("SMC faulted, ESR", fault.esr))?;
+        let version = call.map_err(|fault| Failed::seeing("SMC faulted, ESR", fault.esr))?;
         same(version, hvc(PSCI_VERSION, [0; 3]))?;
         same(smc(UNKNOWN_CALL), NOT_SUPPORTED)
     });

@@ -1,52 +1,86 @@
 //! The verdicts: one line a check, and the line a script looks for at the end.
 
-use crate::console::{print, println};
+use crate::console::{Hex, Show, line};
 use crate::psci;
+use crate::racy::Racy;
 use core::sync::atomic::{AtomicU32, Ordering};
+
+/// Where verdicts start.
+const COLUMN: usize = 56;
 
 static PASSED: AtomicU32 = AtomicU32::new(0);
 static FAILED: AtomicU32 = AtomicU32::new(0);
 
-/// Why a check failed.
+/// A check failed; why is kept for its line of the report.
+///
+/// Kept aside rather than returned, because dozens of checks hand it up through several calls and
+/// the guest is part of the EL2 image, whose size has a bar.
 #[derive(Clone, Copy)]
-pub(crate) enum Why {
-    /// In words.
-    Text(&'static str),
-    /// In words and the value that was seen.
-    Saw(&'static str, u64),
+pub(crate) struct Failed(());
+
+/// The last failure's reason and what was seen, if anything.
+static REASON: Racy<Option<(&str, Option<u64>)>> = Racy::new(None);
+
+impl Failed {
+    /// For a reason that words say.
+    #[inline(never)]
+    pub(crate) fn because(reason: &'static str) -> Self {
+        // SAFETY: one core, and handlers do not fail checks.
+        unsafe { *REASON.get() = Some((reason, None)) };
+        Self(())
+    }
+
+    /// For a reason with the value that was seen.
+    #[inline(never)]
+    pub(crate) fn seeing(reason: &'static str, value: u64) -> Self {
+        // SAFETY: as above.
+        unsafe { *REASON.get() = Some((reason, Some(value))) };
+        Self(())
+    }
 }
 
 /// What a check returns.
-pub(crate) type Verdict = Result<(), Why>;
+pub(crate) type Verdict = Result<(), Failed>;
 
 /// `Ok` if `holds`, otherwise the reason with what was seen instead.
+#[inline(always)]
 pub(crate) fn expect(holds: bool, reason: &'static str, seen: impl Into<u64>) -> Verdict {
-    if holds { Ok(()) } else { Err(Why::Saw(reason, seen.into())) }
+    if holds { Ok(()) } else { Err(Failed::seeing(reason, seen.into())) }
 }
 
 /// Runs a check and prints `NAME ... ok` or `NAME ... FAILED: why`.
+#[inline(always)]
 pub(crate) fn check(name: &str, run: impl FnOnce() -> Verdict) -> bool {
     begin(name);
-    end(run())
+    end(run().is_ok())
 }
 
-// Out of line: the guest is part of the EL2 image, whose size has a bar.
 #[inline(never)]
 fn begin(name: &str) {
-    print!("{name:<56} ... ");
+    name.show();
+    for _ in name.len()..COLUMN {
+        " ".show();
+    }
+    " ... ".show();
 }
 
 #[inline(never)]
-fn end(verdict: Verdict) -> bool {
-    count(verdict.is_ok());
-    match verdict {
-        Ok(()) => println!("ok"),
-        Err(Why::Text(why)) => println!("FAILED: {why}"),
-        Err(Why::Saw(why, value)) => println!("FAILED: {why} (saw {value:#x})"),
+fn end(passed: bool) -> bool {
+    count(passed);
+    if passed {
+        line!("ok");
+    } else {
+        // SAFETY: as in `Failed`.
+        match unsafe { *REASON.get() } {
+            Some((why, Some(value))) => line!("FAILED: ", why, " (saw ", Hex(value), ")"),
+            Some((why, None)) => line!("FAILED: ", why),
+            None => line!("FAILED"),
+        }
     }
-    verdict.is_ok()
+    passed
 }
 
+#[inline(never)]
 fn count(passed: bool) {
     let counter = if passed { &PASSED } else { &FAILED };
     counter.store(counter.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
@@ -55,7 +89,7 @@ fn count(passed: bool) {
 /// Prints the totals and powers off.
 pub(crate) fn finish() -> ! {
     let (passed, failed) = (PASSED.load(Ordering::Relaxed), FAILED.load(Ordering::Relaxed));
-    println!("builtin: {passed} passed, {failed} failed");
+    line!("builtin: ", passed, " passed, ", failed, " failed");
     psci::system_off()
 }
 

@@ -4,7 +4,7 @@
 
 use crate::mmio::{read32, write32};
 use crate::racy::Racy;
-use crate::report::{Verdict, Why, expect};
+use crate::report::{Failed, Verdict, expect};
 use crate::timer;
 use core::sync::atomic::{Ordering, fence};
 
@@ -169,7 +169,7 @@ impl Ring {
     }
 
     /// Reset and initialisation up to FEATURES_OK; the Status read back.
-    pub(crate) fn negotiate(&mut self, features: u64) -> Result<u32, Why> {
+    pub(crate) fn negotiate(&mut self, features: u64) -> Result<u32, Failed> {
         write32(self.base + STATUS, 0);
         let reset = timer::wait(PATIENCE, || read32(self.base + STATUS) == 0);
         expect(reset, "does not reset, Status", read32(self.base + STATUS))?;
@@ -294,7 +294,7 @@ impl Ring {
     }
 
     /// Notifies and waits; the used element of the chain at head 0.
-    pub(crate) fn run(&mut self) -> Result<u32, Why> {
+    pub(crate) fn run(&mut self) -> Result<u32, Failed> {
         self.publish(0, 0);
         self.notify();
         let mut used = None;
@@ -304,8 +304,8 @@ impl Ring {
         });
         match used {
             Some((0, length)) => Ok(length),
-            Some((head, _)) => Err(Why::Saw("used ring names head", head.into())),
-            None => Err(Why::Saw("no answer, Status", read32(self.base + STATUS).into())),
+            Some((head, _)) => Err(Failed::seeing("used ring names head", head.into())),
+            None => Err(Failed::seeing("no answer, Status", read32(self.base + STATUS).into())),
         }
     }
 

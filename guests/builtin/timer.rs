@@ -53,12 +53,22 @@ pub(crate) fn stop() {
 
 /// Runs `work`; if it takes longer than `milliseconds` the run ends as failed. Interrupts must be on.
 pub(crate) fn bounded<T>(milliseconds: u64, work: impl FnOnce() -> T) -> T {
+    arm_watchdog(milliseconds);
+    let value = work();
+    disarm_watchdog();
+    value
+}
+
+#[inline(never)]
+fn arm_watchdog(milliseconds: u64) {
     WATCHDOG.store(true, Ordering::Relaxed);
     fire_at(now() + ticks(milliseconds));
-    let value = work();
+}
+
+#[inline(never)]
+fn disarm_watchdog() {
     stop();
     WATCHDOG.store(false, Ordering::Relaxed);
-    value
 }
 
 /// Whether a timer interrupt now means that [`bounded`] work took too long.
@@ -68,6 +78,12 @@ pub(crate) fn watchdog_armed() -> bool {
 
 /// Waits until `done` says so; false if `milliseconds` passed first.
 pub(crate) fn wait(milliseconds: u64, mut done: impl FnMut() -> bool) -> bool {
+    poll(milliseconds, &mut done)
+}
+
+// One copy of the loop: the size of the guest counts.
+#[inline(never)]
+fn poll(milliseconds: u64, done: &mut dyn FnMut() -> bool) -> bool {
     let deadline = now() + ticks(milliseconds);
     while !done() {
         if now() > deadline {
