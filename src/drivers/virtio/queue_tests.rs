@@ -15,6 +15,27 @@ impl Registers for Order {
     }
 }
 
+/// Lets the other side act at the moment of a barrier, where a race would have it.
+struct Race<W: Fn(), A: Fn()> {
+    at_write_barrier: W,
+    at_full_barrier: A,
+}
+
+impl<W: Fn(), A: Fn()> Registers for Race<W, A> {
+    fn read32(&self, _: usize) -> u32 {
+        panic!("a queue reads no register")
+    }
+    fn write32(&self, _: usize, _: u32) {
+        panic!("a queue writes no register")
+    }
+    fn order_dma_writes(&self) {
+        (self.at_write_barrier)();
+    }
+    fn order_dma(&self) {
+        (self.at_full_barrier)();
+    }
+}
+
 const SIZE: u16 = 8;
 
 /// The device's end of a queue of [`SIZE`] entries, as far as it is needed here.
@@ -112,6 +133,49 @@ fn no_notify_is_honoured_without_event_index() {
     queue.used.store_u16(0, 0);
     queue.offer(1);
     assert!(queue.publish(&Order));
+}
+
+/// pitfall Q1, from the driver's side.
+#[test]
+fn the_wish_for_a_notification_is_read_after_the_index_is_written() {
+    for event_index in [false, true] {
+        let ram = FakeRam::new(4096);
+        let mut queue = queue(&ram, event_index);
+        let device = Device::new(&queue);
+        queue.used.store_u16(0, 1);
+        device.set_event(0x8000);
+        queue.offer(3);
+        let race = Race {
+            at_write_barrier: || {
+                assert_eq!(device.available.load_u16(4), Some(3), "the entry first");
+                assert_eq!(device.available.load_u16(2), Some(0), "then the index");
+            },
+            // The device finds nothing and goes to sleep, just before the index is written.
+            at_full_barrier: || {
+                assert_eq!(device.available.load_u16(2), Some(1), "then the device's wish");
+                device.used.store_u16(0, 0);
+                device.set_event(0);
+            },
+        };
+        assert!(queue.publish(&race));
+    }
+}
+
+#[test]
+fn a_completion_that_came_before_the_wish_for_an_interrupt_is_found() {
+    let ram = FakeRam::new(4096);
+    let mut queue = queue(&ram, true);
+    queue.offer(3);
+    queue.publish(&Order);
+    queue.set_interrupts(true);
+    let device = std::cell::RefCell::new(Device::new(&queue));
+    let race = Race {
+        at_write_barrier: || (),
+        at_full_barrier: || {
+            device.borrow_mut().finish(&[3]);
+        },
+    };
+    assert_eq!(queue.take_used(&race), Ok(Some(3)));
 }
 
 #[test]

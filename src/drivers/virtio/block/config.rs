@@ -44,7 +44,7 @@ pub(super) struct DiskConfig {
     pub(super) block_size: u32,
     /// Most bytes in a segment; at least 1.
     pub(super) segment_bytes: u32,
-    /// Most segments in a request; at least 1.
+    /// Most segments in a request, as the device says.
     pub(super) segments: u32,
 }
 
@@ -64,13 +64,16 @@ impl DiskConfig {
         {
             return Err(InitError::BadConfiguration);
         }
+        let segment_bytes = optional(BlockFeatures::SIZE_MAX, field::SIZE_MAX, LONGEST_SEGMENT);
+        if segment_bytes == 0 {
+            return Err(InitError::BadConfiguration);
+        }
         Ok(Self {
             sectors: transport.config64(field::CAPACITY)?,
             block_size,
-            segment_bytes: optional(BlockFeatures::SIZE_MAX, field::SIZE_MAX, LONGEST_SEGMENT)
-                .clamp(1, LONGEST_SEGMENT),
+            segment_bytes,
             // A device that does not say takes one for certain.
-            segments: optional(BlockFeatures::SEG_MAX, field::SEG_MAX, 1).max(1),
+            segments: optional(BlockFeatures::SEG_MAX, field::SEG_MAX, 1),
         })
     }
 }

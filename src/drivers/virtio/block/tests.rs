@@ -219,16 +219,45 @@ fn neighbours_in_physical_memory_share_a_descriptor() {
 
 #[test]
 fn segments_longer_than_size_max_are_divided() {
+    for (longest, descriptors) in [(1000, 5), (1024, 4), (4096, 1), (u32::MAX, 1)] {
+        let ram = ram();
+        let device = FakeDisk::new(&ram, USUAL | F_SIZE_MAX);
+        device.set().config[2] = longest;
+        let mut disk = open(&ram, &device).unwrap();
+        let memory = ram.allocate(4096);
+        disk.submit(request(1, BlockOp::Read, 4, &[memory]), NOW).unwrap();
+        disk.kick();
+        assert_eq!(disk.poll(NOW), Some((Tag(1), OK)));
+        assert_eq!(device.get().log.last(), Some(&(0, 4, descriptors)));
+        assert_eq!(dump(memory), contents(4, 8));
+    }
+}
+
+#[test]
+fn segments_of_no_bytes_are_an_impossible_bound() {
     let ram = ram();
     let device = FakeDisk::new(&ram, USUAL | F_SIZE_MAX);
-    device.set().config[2] = 1000;
-    let mut disk = open(&ram, &device).unwrap();
-    let memory = ram.allocate(4096);
-    disk.submit(request(1, BlockOp::Read, 4, &[memory]), NOW).unwrap();
-    disk.kick();
-    assert_eq!(disk.poll(NOW), Some((Tag(1), OK)));
-    assert_eq!(device.get().log.last(), Some(&(0, 4, 5)));
-    assert_eq!(dump(memory), contents(4, 8));
+    device.set().config[2] = 0;
+    assert_eq!(open(&ram, &device).err(), Some(InitError::BadConfiguration));
+}
+
+#[test]
+fn the_bound_of_the_device_on_segments_is_kept() {
+    for (bound, most) in [(0, 1), (1, 1), (5, 5)] {
+        let ram = ram();
+        let device = FakeDisk::new(&ram, USUAL);
+        device.set().config[3] = bound;
+        let mut disk = open(&ram, &device).unwrap();
+        assert_eq!(disk.info().max_segments, most);
+        let memory = ram.allocate(16 * 1024);
+        let segments: Vec<_> =
+            (0..=usize::from(most)).map(|n| memory.subslice(n * 1024, 512).unwrap()).collect();
+        let error = disk.submit(request(1, BlockOp::Read, 0, &segments), NOW);
+        assert_eq!(error, Err(SubmitError::Unsupported));
+        disk.submit(request(2, BlockOp::Read, 0, &segments[1..]), NOW).unwrap();
+        disk.kick();
+        assert_eq!(disk.poll(NOW), Some((Tag(2), OK)));
+    }
 }
 
 #[test]
@@ -341,7 +370,7 @@ fn status_bytes_are_told_apart_and_none_is_an_error() {
     let device = FakeDisk::new(&ram, USUAL);
     let mut disk = open(&ram, &device).unwrap();
     for (byte, status) in
-        [(0, OK), (1, IO_ERROR), (2, BlockStatus::Unsupported), (3, IO_ERROR), (0xff, IO_ERROR)]
+        [(1, IO_ERROR), (2, BlockStatus::Unsupported), (3, IO_ERROR), (0xff, IO_ERROR), (0, OK)]
     {
         device.set().status_byte = Some(byte);
         read(&mut disk, 1, ram.at(FakeRam::PA + layout::DMA_BYTES as u64, 512));
