@@ -30,6 +30,20 @@ pub struct Doorbell {
     pub source: Source,
 }
 
+impl Doorbell {
+    /// Lets it ring on this core. What its source has asserted before is acknowledged: on an
+    /// edge-triggered line it would never be heard, nor anything after it.
+    pub fn connect(&self, gic: &gic::PhysicalGic) {
+        gic.enable(self.intid, self.edge);
+        match self.source {
+            Source::VirtioMmio(registers) => registers.write32_relaxed(INTERRUPT_ACK, ALL_CAUSES),
+            Source::Console => {
+                console::with(|uart| uart.set_receive_interrupt(true));
+            }
+        }
+    }
+}
+
 /// What rings a doorbell.
 #[derive(Clone, Copy, Debug)]
 pub enum Source {
@@ -41,6 +55,8 @@ pub enum Source {
 
 /// InterruptACK (virtio 1.3, 4.2.2).
 const INTERRUPT_ACK: usize = 0x64;
+/// Used buffers and configuration changes.
+const ALL_CAUSES: u32 = 0b11;
 
 /// Serves what is pending.
 pub(super) fn serve(seat: &mut Seat) {
@@ -75,7 +91,7 @@ pub(super) fn serve(seat: &mut Seat) {
                 let doorbell = seat.doorbells.iter().find(|doorbell| doorbell.intid == intid);
                 match doorbell.map(|doorbell| doorbell.source) {
                     Some(Source::VirtioMmio(registers)) => {
-                        registers.write32_relaxed(INTERRUPT_ACK, 0b11);
+                        registers.write32_relaxed(INTERRUPT_ACK, ALL_CAUSES);
                     }
                     Some(Source::Console) => feed_console(seat),
                     None => {}

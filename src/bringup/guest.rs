@@ -11,7 +11,7 @@ use sparkler::arch::interrupts::{
 };
 use sparkler::arch::mmio::Mmio;
 use sparkler::arch::timer::{Counter, TIMER_INTID};
-use sparkler::arch::{cache, console, stage2};
+use sparkler::arch::{cache, stage2};
 use sparkler::backend::clock::Clock;
 use sparkler::cpu::sysreg::Limits;
 use sparkler::fdt::guest::GUEST_FDT_LEN;
@@ -76,13 +76,12 @@ pub(super) fn run(boot: BootInfo, board: Board<'static>, tree: PaRange) -> ! {
     if let Some(interrupt) = board.console.and_then(|uart| uart.interrupt) {
         let edge = interrupt.trigger == Trigger::Edge;
         let _ = doorbells.push(Doorbell { intid: interrupt.intid, edge, source: Source::Console });
-        console::with(|uart| uart.set_receive_interrupt(true));
     }
     for intid in [VIRTUAL_TIMER_INTID, PHYSICAL_TIMER_INTID, MAINTENANCE_INTID, TIMER_INTID] {
         gic.enable(intid, false);
     }
     for doorbell in &doorbells {
-        gic.enable(doorbell.intid, doorbell.edge);
+        doorbell.connect(&gic);
     }
 
     log::info!(
