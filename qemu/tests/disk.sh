@@ -26,6 +26,14 @@ test_a_file_written_by_the_host_is_read_by_linux() {
     expect_text "$dir/out" "$(sha256sum "$dir/file" | cut -d ' ' -f 1)"
 }
 
+test_the_disks_own_interrupt_wakes_an_idle_guest() {
+    # One read at a time: between them the guest is idle, and nothing else comes as often as they end.
+    run_guest --disk "$(ext4_disk)" -c 'dd if=/dev/vda of=/dev/null bs=4k count=1000 iflag=direct' 2>&1 | tee "$dir/out"
+    local doorbells
+    doorbells=$(sed -n 's/.* doorbell=\([0-9]*\) .*/\1/p' "$dir/out")
+    ((doorbells >= 500)) || { echo "the disk woke the guest only ${doorbells:-0} times" && return 1; }
+}
+
 test_two_reboots_in_a_row_keep_the_disk() {
     # The disk counts the boots: two end in a reset, the third powers off.
     run_guest --disk "$(ext4_disk)" -c '

@@ -88,6 +88,7 @@ pub(super) fn serve(seat: &mut Seat) {
                 }
             }
             _ => {
+                seat.vcpu.exits.doorbells += 1;
                 let doorbell = seat.doorbells.iter().find(|doorbell| doorbell.intid == intid);
                 match doorbell.map(|doorbell| doorbell.source) {
                     Some(Source::VirtioMmio(registers)) => {

@@ -21,6 +21,9 @@ pub struct ExitCounts {
     pub system_registers: u64,
     /// Physical interrupts.
     pub interrupts: u64,
+    /// Physical interrupts that said "poll"; several may come in one exit, so they are not added to
+    /// the total.
+    pub doorbells: u64,
     /// WFI and WFE.
     pub waits: u64,
     /// Exits that ended in an exception for the guest.
@@ -47,7 +50,7 @@ impl fmt::Display for ExitCounts {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "call={} mmio={} virtio_read={} virtio_write={} kick={} gic={} sysreg={} irq={} wfx={} \
+            "call={} mmio={} virtio_read={} virtio_write={} kick={} gic={} sysreg={} irq={} doorbell={} wfx={} \
              fault={} total={}",
             self.calls,
             self.mmio,
@@ -57,6 +60,7 @@ impl fmt::Display for ExitCounts {
             self.gic,
             self.system_registers,
             self.interrupts,
+            self.doorbells,
             self.waits,
             self.faults,
             self.total()
