@@ -16,40 +16,53 @@ fn zero_block() -> Option<usize> {
     (dczid & 0x10 == 0).then_some(4 << (dczid & 0xf))
 }
 
+/// What [`scrub`] zeroes and then cleans in one go, while it is still in the cache. A multiple of
+/// [`UNROLL`] of the largest blocks and lines there can be (2 KiB).
+const CHUNK: usize = 16 * 1024;
+/// Blocks or lines a turn of the loops below.
+const UNROLL: usize = 8;
+
+/// Carries out `$operation` on every address from `$start` to `$end`, `$step` apart: UNROLL a turn,
+/// since all of a guest's RAM goes through here. There must be a multiple of UNROLL of them, and one
+/// at least.
+macro_rules! each_of {
+    ($operation:literal, $start:expr, $end:expr, $step:expr) => {
+        asm!(
+            "2:",
+            ".rept {unroll}",
+            concat!($operation, ", {at}"),
+            "add {at}, {at}, {step}",
+            ".endr",
+            "cmp {at}, {end}",
+            "b.lo 2b",
+            unroll = const UNROLL,
+            at = inout(reg) $start => _,
+            end = in(reg) $end,
+            step = in(reg) $step,
+            options(nostack)
+        )
+    };
+}
 /// Zeroes guest RAM that is about to be given away, and takes it out of the data caches: a guest
 /// that starts with its caches off must neither see old bytes nor lose its own to a late write-back.
 pub fn scrub(memory: SharedSlice<'_>) {
     let start = layout::linear(memory.pa());
     let end = start + memory.len();
-    let block =
-        zero_block().filter(|block| start.is_multiple_of(*block) && end.is_multiple_of(*block));
-    let Some(block) = block else {
+    let whole = start.is_multiple_of(CHUNK) && end.is_multiple_of(CHUNK);
+    let Some(block) = zero_block().filter(|_| whole) else {
         let _ = memory.fill(0, memory.len(), 0);
         clean_invalidate(memory);
         return;
     };
     let line = line();
-    // A chunk is zeroed and then cleaned while it is still in the cache.
-    const CHUNK: usize = 4096;
-    let mut chunk = start;
-    while chunk < end {
-        let chunk_end = (chunk + CHUNK).min(end);
-        zero_blocks(chunk, chunk_end, block);
-        clean_lines(chunk, chunk_end, line);
-        chunk = chunk_end;
+    for chunk in (start..end).step_by(CHUNK) {
+        // SAFETY: the chunk lies in a SharedSlice of RAM in the linear map, and is a multiple of
+        // UNROLL blocks; atomics are the only other access to it.
+        unsafe { each_of!("dc zva", chunk, chunk + CHUNK, block) };
+        // SAFETY: cleaning and invalidating loses no data; the addresses are mapped.
+        unsafe { each_of!("dc civac", chunk, chunk + CHUNK, line) };
     }
     barrier::complete();
-}
-
-/// DC ZVA over `start..end`, both multiples of `block`; eight a turn where they fit.
-fn zero_blocks(start: usize, end: usize, block: usize) {
-    let mut at = start;
-    while at < end {
-        // SAFETY: `at` lies in a SharedSlice of RAM in the linear map, aligned to the block; atomics
-        // are the only other access to it.
-        unsafe { asm!("dc zva, {}", in(reg) at, options(nostack, preserves_flags)) };
-        at += block;
-    }
 }
 
 fn clean_lines(start: usize, end: usize, line: usize) {

@@ -85,6 +85,8 @@ impl Seat {
             plan.gic.clear_active(intid);
         }
         reset_virtual_interface();
+        // Before the guest's counter starts, so that nothing of this start is missing from a sum.
+        log::info!("{}: start at tick {}", vm.name, timer::Counter.now().0);
         el1::reset(MPIDR);
         self.vcpu.registers = GuestRegisters::new();
         self.vcpu.registers.set(Register::from_bits(0), placement.fdt.raw());
