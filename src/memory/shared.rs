@@ -67,6 +67,11 @@ impl<'m> SharedSlice<'m> {
         Self { base, pa, len, memory: PhantomData }
     }
 
+    /// No memory at all: a value for places that are not in use.
+    pub const fn empty() -> Self {
+        Self { base: NonNull::dangling(), pa: Pa::new(0), len: 0, memory: PhantomData }
+    }
+
     /// Length in bytes.
     #[inline(always)]
     pub const fn len(&self) -> usize {
@@ -136,6 +141,24 @@ impl<'m> SharedSlice<'m> {
         let second = unsafe { AtomicU64::from_ptr(second) };
         let load = |word: &AtomicU64| u64::from_le(word.load(Ordering::Relaxed));
         Some((load(first), load(second)))
+    }
+
+    /// Stores two consecutive little-endian words at `offset`, each single-copy atomic, relaxed,
+    /// in no particular order. `None`, and no effect, if they do not lie in the slice or are not
+    /// naturally aligned.
+    ///
+    /// Half the checks of two [`Self::store_u32`]; a used element is such a pair.
+    #[inline(always)]
+    pub fn store_u32_pair(&self, offset: usize, values: (u32, u32)) -> Option<()> {
+        let words = self.word::<[u32; 2]>(offset)?.cast::<u32>();
+        // SAFETY: `word` checked bounds and alignment of both; the memory is live for 'm.
+        let first = unsafe { AtomicU32::from_ptr(words) };
+        let second = words.wrapping_add(1);
+        // SAFETY: as above; `wrapping_add` stayed inside the checked pair.
+        let second = unsafe { AtomicU32::from_ptr(second) };
+        first.store(values.0.to_le(), Ordering::Relaxed);
+        second.store(values.1.to_le(), Ordering::Relaxed);
+        Some(())
     }
 
     /// Copies the bytes at `offset` into `out`.

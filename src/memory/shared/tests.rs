@@ -118,6 +118,11 @@ fn words_are_little_endian_aligned_and_inside() {
     assert_eq!(slice.load_u64_pair(48), Some((0x3736_3534_3332_3130, 0x3F3E_3D3C_3B3A_3938)));
     assert_eq!(slice.load_u64_pair(52), None);
     assert_eq!(slice.load_u64_pair(56), None);
+    assert_eq!(slice.store_u32_pair(4, (0x0403_0201, 0x0807_0605)), Some(()));
+    assert_eq!(slice.load_u64(0), Some(0x0403_0201_0302_0100));
+    assert_eq!(slice.load_u64(8), Some(0x0F0E_0D0C_0807_0605));
+    assert_eq!(slice.store_u32_pair(6, (0, 0)), None);
+    assert_eq!(slice.store_u32_pair(60, (0, 0)), None);
 }
 
 #[test]

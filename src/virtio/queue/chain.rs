@@ -28,71 +28,86 @@ pub struct Chain<'a, 'm> {
 
 /// Room for one chain's segments. A device owns one; popping a chain fills it.
 pub struct ChainBuffer<'m> {
-    segments: heapless::Vec<SharedSlice<'m>, MAX_SEGMENTS>,
-    /// How many of the segments are readable; they come first.
-    readable: usize,
-    /// Bytes of the readable and of the writable segments.
-    bytes: [u64; 2],
+    segments: [SharedSlice<'m>; MAX_SEGMENTS],
+    extent: Extent,
+}
+
+/// How far a chain goes: readable segments first, then writable ones.
+///
+/// Kept out of [`ChainBuffer`] while a chain is walked, so that it can live in registers.
+#[derive(Clone, Copy)]
+pub(super) struct Extent {
+    segments: usize,
+    bytes: u64,
+    /// The readable segments and their bytes, once a writable one has been seen.
+    readable: Option<(usize, u64)>,
+}
+
+impl Extent {
+    /// No segments.
+    pub(super) const EMPTY: Extent = Extent { segments: 0, bytes: 0, readable: None };
+
+    /// Whether a writable segment has been seen.
+    #[inline(always)]
+    pub(super) fn is_writable(&self) -> bool {
+        self.readable.is_some()
+    }
+
+    /// From here on segments are writable.
+    #[inline(always)]
+    pub(super) fn begin_writable(&mut self) {
+        self.readable = Some((self.segments, self.bytes));
+    }
 }
 
 impl<'m> ChainBuffer<'m> {
     /// An empty buffer.
     pub const fn new() -> Self {
-        Self { segments: heapless::Vec::new(), readable: 0, bytes: [0; 2] }
+        Self { segments: [SharedSlice::empty(); MAX_SEGMENTS], extent: Extent::EMPTY }
     }
 
-    /// Forgets the last chain.
-    #[inline(always)]
-    pub(super) fn clear(&mut self) {
-        self.segments.clear();
-        self.readable = 0;
-        self.bytes = [0; 2];
-    }
-
-    /// Adds the buffer of one descriptor: `len` bytes at `address`. A buffer of no bytes is
-    /// nothing.
+    /// Adds the `len` bytes at `address`. A buffer of no bytes is nothing.
     #[inline(always)]
     pub(super) fn add(
         &mut self,
+        extent: &mut Extent,
         memory: &GuestMemory<'m>,
         address: u64,
         len: u32,
-        writable: bool,
     ) -> Result<(), QueueError> {
         if len == 0 {
             return Ok(());
         }
-        let [readable_bytes, writable_bytes] = &mut self.bytes;
-        if writable {
-            *writable_bytes += u64::from(len);
-        } else {
-            if *writable_bytes != 0 {
-                return Err(QueueError::ReadableAfterWritable);
-            }
-            *readable_bytes += u64::from(len);
-            self.readable += 1;
-        }
         let segment = memory.slice(Ipa::new(address), len as usize).map_err(QueueError::Buffer)?;
-        self.segments.push(segment).map_err(|_| QueueError::ChainTooLong)
+        *self.segments.get_mut(extent.segments).ok_or(QueueError::ChainTooLong)? = segment;
+        extent.segments += 1;
+        // No overflow: there are at most MAX_SEGMENTS lengths of 32 bits.
+        extent.bytes += u64::from(len);
+        Ok(())
     }
 
-    /// The chain, once every descriptor is added.
+    /// The last descriptor has been added.
     #[inline(always)]
-    pub(super) fn chain(&mut self, head: Head) -> Result<Chain<'_, 'm>, QueueError> {
-        let [readable_bytes, writable_bytes] = self.bytes;
-        // No overflow: there are at most MAX_SEGMENTS lengths of 32 bits.
-        if readable_bytes + writable_bytes > MAX_CHAIN_BYTES {
+    pub(super) fn finish(&mut self, extent: Extent) -> Result<(), QueueError> {
+        if extent.bytes > MAX_CHAIN_BYTES {
             return Err(QueueError::ChainTooLong);
         }
-        let (readable, writable) = self
-            .segments
-            .split_at_mut_checked(self.readable)
-            .ok_or(QueueError::ReadableAfterWritable)?;
-        Ok(Chain {
+        self.extent = extent;
+        Ok(())
+    }
+
+    /// The chain that was added last.
+    #[inline(always)]
+    pub(super) fn chain(&mut self, head: Head) -> Chain<'_, 'm> {
+        let Extent { segments, bytes, readable } = self.extent;
+        let (readable, readable_bytes) = readable.unwrap_or((segments, bytes));
+        let segments = self.segments.get_mut(..segments).unwrap_or_default();
+        let (readable, writable) = segments.split_at_mut_checked(readable).unwrap_or_default();
+        Chain {
             head,
             readable: Reader::new(readable, readable_bytes as usize),
-            writable: Writer::new(writable, writable_bytes as usize),
-        })
+            writable: Writer::new(writable, (bytes - readable_bytes) as usize),
+        }
     }
 }
 

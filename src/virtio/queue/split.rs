@@ -15,7 +15,7 @@
 
 use core::sync::atomic::{Ordering, fence};
 
-use super::chain::{Chain, ChainBuffer, Head, MAX_SEGMENTS};
+use super::chain::{Chain, ChainBuffer, Extent, Head, MAX_SEGMENTS};
 use super::{Areas, QueueError};
 use crate::memory::{GuestMemory, Ipa, SharedSlice};
 use crate::virtio::Features;
@@ -38,25 +38,106 @@ const NO_INTERRUPT: u16 = 1;
 /// In `used.flags`: the device wants no notifications.
 const NO_NOTIFY: u16 = 1;
 
-/// A descriptor, read once.
+/// A descriptor, read once: the address, and length, flags and next in one word.
 #[derive(Clone, Copy)]
 struct Descriptor {
     address: u64,
-    len: u32,
-    flags: u16,
-    next: u16,
+    rest: u64,
 }
 
 impl Descriptor {
+    /// Reads the descriptor at `index`. The table is exactly as long as its descriptors, so its
+    /// bounds are the index's.
     #[inline(always)]
-    fn from_words((address, rest): (u64, u64)) -> Self {
-        Self { address, len: rest as u32, flags: (rest >> 32) as u16, next: (rest >> 48) as u16 }
+    fn read(table: &SharedSlice<'_>, index: u16) -> Result<Self, QueueError> {
+        match table.load_u64_pair(usize::from(index) * DESCRIPTOR) {
+            Some((address, rest)) => Ok(Self { address, rest }),
+            None => Self::read_unaligned(table, index),
+        }
+    }
+
+    /// An indirect table need not be aligned.
+    #[cold]
+    fn read_unaligned(table: &SharedSlice<'_>, index: u16) -> Result<Self, QueueError> {
+        let mut words = [[0; 8]; 2];
+        table
+            .read_bytes(usize::from(index) * DESCRIPTOR, words.as_flattened_mut())
+            .ok_or(QueueError::DescriptorIndex)?;
+        let [address, rest] = words.map(u64::from_le_bytes);
+        Ok(Self { address, rest })
     }
 
     #[inline(always)]
-    fn has(&self, flag: u16) -> bool {
-        self.flags & flag != 0
+    fn len(self) -> u32 {
+        self.rest as u32
     }
+
+    #[inline(always)]
+    fn next(self) -> u16 {
+        (self.rest >> 48) as u16
+    }
+
+    #[inline(always)]
+    fn has(self, flag: u16) -> bool {
+        self.rest & u64::from(flag) << 32 != 0
+    }
+}
+
+/// How far the descriptors of one table led.
+enum Walked {
+    /// To the end of the chain; it is in the buffer.
+    End,
+    /// To a descriptor that refers to a table.
+    Indirect(Descriptor, Extent),
+}
+
+/// Adds the descriptors from `index` on, at most `limit`: a loop runs out of them. Each is read
+/// once, readable ones in the first loop, writable ones in the second.
+#[inline(always)]
+fn walk_table<'m>(
+    table: &SharedSlice<'m>,
+    index: u16,
+    limit: usize,
+    mut extent: Extent,
+    memory: &GuestMemory<'m>,
+    buffer: &mut ChainBuffer<'m>,
+) -> Result<Walked, QueueError> {
+    let mut left = limit;
+    let mut descriptor = Descriptor::read(table, index)?;
+    if !extent.is_writable() {
+        while !descriptor.has(WRITE | INDIRECT) {
+            buffer.add(&mut extent, memory, descriptor.address, descriptor.len())?;
+            if !descriptor.has(NEXT) {
+                buffer.finish(extent)?;
+                return Ok(Walked::End);
+            }
+            left -= 1;
+            if left == 0 {
+                return Err(QueueError::ChainTooLong);
+            }
+            descriptor = Descriptor::read(table, descriptor.next())?;
+        }
+        if descriptor.has(INDIRECT) {
+            return Ok(Walked::Indirect(descriptor, extent));
+        }
+        extent.begin_writable();
+    }
+    while descriptor.has(WRITE) && !descriptor.has(INDIRECT) {
+        buffer.add(&mut extent, memory, descriptor.address, descriptor.len())?;
+        if !descriptor.has(NEXT) {
+            buffer.finish(extent)?;
+            return Ok(Walked::End);
+        }
+        left -= 1;
+        if left == 0 {
+            return Err(QueueError::ChainTooLong);
+        }
+        descriptor = Descriptor::read(table, descriptor.next())?;
+    }
+    if descriptor.has(INDIRECT) {
+        return Ok(Walked::Indirect(descriptor, extent));
+    }
+    Err(QueueError::ReadableAfterWritable)
 }
 
 /// A split virtqueue that is enabled: its areas are resolved, its size is a power of two.
@@ -165,7 +246,7 @@ impl<'m> SplitRing<'m> {
         let head = Head(entry.ok_or(QueueError::Inaccessible)?);
         self.walk(head, memory, buffer)?;
         self.next_available = self.next_available.wrapping_add(1);
-        buffer.chain(head).map(Some)
+        Ok(Some(buffer.chain(head)))
     }
 
     /// Undoes the last [`Self::pop`]: the chain has had no effect, and is taken again later.
@@ -210,76 +291,46 @@ impl<'m> SplitRing<'m> {
     }
 
     /// Fills `buffer` from the chain that begins at `head`.
-    #[inline]
+    #[inline(always)]
     fn walk(
         &self,
         head: Head,
         memory: &GuestMemory<'m>,
         buffer: &mut ChainBuffer<'m>,
     ) -> Result<(), QueueError> {
-        buffer.clear();
-        let mut index = head.0;
-        // A chain has at most as many descriptors as the table: a loop runs out of them.
-        for _ in 0..self.size {
-            // The table is exactly `size` descriptors long, so its bounds are the index's.
-            let words = self.descriptors.load_u64_pair(usize::from(index) * DESCRIPTOR);
-            let descriptor = Descriptor::from_words(words.ok_or(QueueError::DescriptorIndex)?);
-            if descriptor.has(INDIRECT) {
-                return self.walk_indirect(&descriptor, memory, buffer);
+        // A chain has at most as many descriptors as the table.
+        let limit = usize::from(self.size);
+        match walk_table(&self.descriptors, head.0, limit, Extent::EMPTY, memory, buffer)? {
+            Walked::End => Ok(()),
+            Walked::Indirect(descriptor, extent) => {
+                self.walk_indirect(descriptor, extent, memory, buffer)
             }
-            buffer.add(memory, descriptor.address, descriptor.len, descriptor.has(WRITE))?;
-            if !descriptor.has(NEXT) {
-                return Ok(());
-            }
-            index = descriptor.next;
         }
-        Err(QueueError::ChainTooLong)
     }
 
     /// Adds the descriptors of an indirect table (2.7.5.3), the last descriptor of a chain.
     ///
     /// The table may be longer than the queue: Linux makes such tables for small queues, and
     /// [`MAX_SEGMENTS`] bounds the walk.
+    #[inline(never)]
     fn walk_indirect(
         &self,
-        descriptor: &Descriptor,
+        descriptor: Descriptor,
+        extent: Extent,
         memory: &GuestMemory<'m>,
         buffer: &mut ChainBuffer<'m>,
     ) -> Result<(), QueueError> {
-        let len = descriptor.len as usize;
+        let len = descriptor.len() as usize;
         if !self.indirect || descriptor.has(NEXT) || len == 0 || !len.is_multiple_of(DESCRIPTOR) {
             return Err(QueueError::Indirect);
         }
-        let table = memory.slice(Ipa::new(descriptor.address), len).map_err(QueueError::Buffer)?;
-        let mut index = 0;
-        for _ in 0..MAX_SEGMENTS.min(len / DESCRIPTOR) {
-            let descriptor = Self::indirect_descriptor(&table, index)?;
-            if descriptor.has(INDIRECT) {
-                return Err(QueueError::Indirect);
-            }
-            buffer.add(memory, descriptor.address, descriptor.len, descriptor.has(WRITE))?;
-            if !descriptor.has(NEXT) {
-                return Ok(());
-            }
-            index = usize::from(descriptor.next);
+        let table = Ipa::new(descriptor.address);
+        let table = memory.slice(table, len).map_err(QueueError::Buffer)?;
+        let limit = MAX_SEGMENTS.min(len / DESCRIPTOR);
+        match walk_table(&table, 0, limit, extent, memory, buffer)? {
+            Walked::End => Ok(()),
+            Walked::Indirect(..) => Err(QueueError::Indirect),
         }
-        Err(QueueError::ChainTooLong)
-    }
-
-    /// The descriptor at `index` of an indirect table, which need not be aligned.
-    #[inline]
-    fn indirect_descriptor(
-        table: &SharedSlice<'m>,
-        index: usize,
-    ) -> Result<Descriptor, QueueError> {
-        let offset = index * DESCRIPTOR;
-        if let Some(words) = table.load_u64_pair(offset) {
-            return Ok(Descriptor::from_words(words));
-        }
-        let mut bytes = [[0; 8]; 2];
-        table.read_bytes(offset, bytes.as_flattened_mut()).ok_or(QueueError::DescriptorIndex)?;
-        let [address, rest] = bytes.map(u64::from_le_bytes);
-        Ok(Descriptor::from_words((address, rest)))
     }
 
     /// Writes the used element of a chain; the driver sees it after [`Self::publish`].
@@ -292,8 +343,7 @@ impl<'m> SplitRing<'m> {
         let slot = usize::from(self.next_used & (self.size - 1));
         let at = RING + slot * USED_ENTRY;
         // In bounds: the slot is masked, the area was checked at enable.
-        let _ = self.used.store_u32(at, u32::from(head.0));
-        let _ = self.used.store_u32(at + 4, written);
+        let _ = self.used.store_u32_pair(at, (u32::from(head.0), written));
         self.next_used = self.next_used.wrapping_add(1);
     }
 
