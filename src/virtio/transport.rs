@@ -171,11 +171,12 @@ impl<'d, 'm> MmioTransport<'d, 'm> {
     /// flight, chains were left over, or a reset is not over.
     #[inline]
     pub fn has_work_in_flight(&self) -> bool {
+        let live = self.status.is_live();
         self.stop != Stop::No
             || self.device.in_flight() != 0
             || self.queues.iter().any(|queue| {
                 matches!(queue.state(), QueueState::Stopping { .. })
-                    || queue.ring_ref().is_some_and(|ring| ring.has_leftover())
+                    || (live && queue.ring_ref().is_some_and(|ring| ring.has_leftover()))
             })
     }
 

@@ -684,13 +684,14 @@ mod properties {
 
     proptest! {
         #![proptest_config(ProptestConfig {
-            cases: if cfg!(miri) { 2 } else { 256 },
+            cases: 256,
             failure_persistence: None,
             ..ProptestConfig::default()
         })]
 
         /// Any register traffic whatever leaves a device that a reset brings back.
         #[test]
+        #[cfg_attr(miri, ignore = "slow")]
         fn any_traffic_is_survived_and_a_reset_heals(
             accesses in proptest::collection::vec(
                 (0..0x42_u16, prop_oneof![0..16_u64, any::<u64>()], 0..8_u8), 1..200),

@@ -1,7 +1,7 @@
 //! Block device (5.2) over a [`BlockBackend`].
 //!
-//! - [`wire`]: the structures and numbers of section 5.2.
-//! - [`request`]: what a chain asks for, judged completely before any effect.
+//! - `wire`: the structures and numbers of section 5.2.
+//! - `request`: what a chain asks for, judged completely before any effect.
 //! - this file: requests on their way through the back end, and back to the driver.
 //!
 //! Data goes straight between the disk and the guest's memory; only headers, identity strings and

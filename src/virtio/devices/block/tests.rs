@@ -443,6 +443,19 @@ fn a_busy_disk_leaves_requests_in_the_ring_for_later() {
 }
 
 #[test]
+fn a_device_that_broke_with_requests_left_in_the_ring_has_no_work() {
+    let disk = Disk::new();
+    disk.get().room = 0;
+    guest!(disk, WITH_FLUSH, driver, transport);
+    request(&mut driver, &mut transport, (IN, 0), &[(DATA, 512, true)]);
+    assert!(transport.has_work_in_flight());
+    driver.chain(0, &[(RAM - 1, 16, false)]);
+    transport.poll(NOW);
+    assert_eq!(transport.get(0x70), 79);
+    assert!(!transport.has_work_in_flight());
+}
+
+#[test]
 fn without_flush_writes_are_durable_before_they_complete() {
     let disk = Disk::new();
     guest!(disk, V1, driver, transport);
@@ -596,7 +609,7 @@ mod properties {
 
     proptest! {
         #![proptest_config(ProptestConfig {
-            cases: if cfg!(miri) { 2 } else { 256 },
+            cases: 256,
             failure_persistence: None,
             ..ProptestConfig::default()
         })]
@@ -604,6 +617,7 @@ mod properties {
         /// Whatever a chain holds, what reaches the disk is in range, and every chain that can be
         /// answered is.
         #[test]
+        #[cfg_attr(miri, ignore = "slow")]
         fn what_reaches_the_disk_is_in_range(
             kind in prop_oneof![Just(IN), Just(OUT), Just(FLUSH_REQUEST), Just(GET_ID), any::<u32>()],
             sector in prop_oneof![0..80_u64, any::<u64>()],
