@@ -9,5 +9,6 @@ pub mod drivers;
 pub mod fdt;
 pub mod gic;
 pub mod memory;
+pub mod sync;
 pub mod virtio;
 pub mod vm;

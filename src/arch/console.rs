@@ -2,13 +2,12 @@
 
 use core::fmt::{self, Write};
 
-use spin::Mutex;
-
 use super::layout;
 use super::mmio::Mmio;
 use crate::backend::serial::Serial;
 use crate::drivers::pl011::Pl011;
 use crate::memory::Pa;
+use crate::sync::Mutex;
 
 /// The UART; `None` until the boot code's successor has found one.
 static UART: Mutex<Option<Pl011<Mmio>>> = Mutex::new(None);

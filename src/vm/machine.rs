@@ -6,8 +6,6 @@
 
 use core::sync::atomic::{AtomicU32, Ordering};
 
-use spin::Mutex;
-
 use super::host::Host;
 use super::layout;
 use super::pl011::Pl011;
@@ -17,6 +15,7 @@ use crate::cpu::GuestRegisters;
 use crate::cpu::sysreg::Limits;
 use crate::gic::{IntId, VcpuIndex, VcpuSet, Vgic};
 use crate::memory::GuestMemory;
+use crate::sync::Mutex;
 use crate::virtio::{MmioTransport, WriteOutcome};
 
 /// Virtio devices one VM can have.
