@@ -9,6 +9,7 @@ pub mod drivers;
 pub mod fdt;
 pub mod gic;
 pub mod memory;
+pub mod rate_limit;
 pub mod sync;
 pub mod virtio;
 pub mod vm;
