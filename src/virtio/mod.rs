@@ -27,7 +27,7 @@ pub mod features;
 pub mod queue;
 pub mod status;
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 pub mod transport;
 
 pub use device::{Context, DeviceType, Progress, VirtioDevice};

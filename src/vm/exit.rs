@@ -1,6 +1,9 @@
 //! A guest's exits, from syndrome to resumption. Read this file, [`super::bus`] and [`super::trap`],
 //! and you have read the exit path.
 
+#[cfg(test)]
+mod tests;
+
 use super::bus::Access;
 use super::host::Host;
 use super::machine::Vcpu;

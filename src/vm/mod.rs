@@ -13,6 +13,8 @@ pub mod machine;
 pub mod pl011;
 pub mod pl031;
 pub mod stats;
+#[cfg(test)]
+mod testing;
 pub mod trap;
 
 pub use host::Host;
