@@ -54,12 +54,14 @@ pub fn synchronous<H: Host>(vcpu: &mut Vcpu<'_>, host: &mut H) -> Next {
             Next::Resume
         }
         Syndrome::InstructionAbort(abort) => {
+            vcpu.exits.faults += 1;
             let address = abort.far_is_valid().then(|| host.fault_address());
             inject(vcpu, host, GuestException::InstructionAbort { address });
             Next::Resume
         }
         Syndrome::SError => Next::Stop("an SError that is not the guest's to take"),
         _ => {
+            vcpu.exits.faults += 1;
             inject(vcpu, host, GuestException::Undefined);
             Next::Resume
         }
@@ -120,6 +122,7 @@ fn data_abort<H: Host>(
             return;
         }
     }
+    vcpu.exits.faults += 1;
     let address = abort.far_is_valid().then_some(far);
     inject(vcpu, host, GuestException::DataAbort { address, write: abort.is_write() });
 }
@@ -141,7 +144,6 @@ pub(super) fn perform<H: Host>(vcpu: &mut Vcpu<'_>, host: &mut H, access: MmioAc
 
 /// Has the guest take an exception.
 pub(super) fn inject<H: Host>(vcpu: &mut Vcpu<'_>, host: &mut H, exception: GuestException) {
-    vcpu.exits.faults += 1;
     let vectors = host.guest_vectors();
     let source = ExceptionSource {
         pc: vcpu.registers.pc,

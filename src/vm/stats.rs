@@ -1,4 +1,4 @@
-//! What a vCPU's exits were for.
+//! What a vCPU's exits were for. Each is counted once, where it is served.
 
 use core::fmt;
 
@@ -17,7 +17,7 @@ pub struct ExitCounts {
     pub kicks: u64,
     /// Accesses to the distributor and the redistributors.
     pub gic: u64,
-    /// Trapped system registers.
+    /// Trapped system registers, those the guest does not have included.
     pub system_registers: u64,
     /// Physical interrupts.
     pub interrupts: u64,
@@ -26,7 +26,7 @@ pub struct ExitCounts {
     pub doorbells: u64,
     /// WFI and WFE.
     pub waits: u64,
-    /// Exits that ended in an exception for the guest.
+    /// Accesses that nobody answers and instructions that are not there: an exception for the guest.
     pub faults: u64,
 }
 
@@ -65,5 +65,31 @@ impl fmt::Display for ExitCounts {
             self.faults,
             self.total()
         )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_line_names_every_kind_and_their_sum() {
+        let counts = ExitCounts {
+            calls: 1,
+            mmio: 20,
+            virtio_reads: 300,
+            virtio_writes: 4000,
+            kicks: 50_000,
+            gic: 600_000,
+            system_registers: 7_000_000,
+            interrupts: 80_000_000,
+            waits: 900_000_000,
+            faults: 1_000_000_000,
+        };
+        assert_eq!(
+            counts.to_string(),
+            "call=1 mmio=20 virtio_read=300 virtio_write=4000 kick=50000 gic=600000 \
+             sysreg=7000000 irq=80000000 wfx=900000000 fault=1000000000 total=1987654321"
+        );
     }
 }

@@ -64,8 +64,12 @@ pub(super) fn without_syndrome<H: Host>(
     };
     let transfer = word.and_then(|word| decode::decode(word, &fault, &vcpu.registers).ok());
     let Some(transfer) = transfer else { return false };
+    let mut counted = None;
     for access in transfer.accesses() {
-        match perform(vcpu, host, access) {
+        let outcome = perform(vcpu, host, access);
+        // A pair is one exit: what its first access counted stands.
+        vcpu.exits = *counted.get_or_insert(vcpu.exits);
+        match outcome {
             Access::Done(_) => {}
             // Registers that ask for this are not written by pairs; once more does no harm.
             Access::Retry => return true,

@@ -219,11 +219,12 @@ fn an_id_register_is_read_and_the_guest_goes_on() {
 }
 
 #[test]
-fn a_write_to_a_read_only_system_register_is_undefined() {
+fn a_write_to_a_read_only_system_register_is_undefined_and_counted_once() {
     let mut machine = machine();
     let esr = SYSTEM_REGISTER | 3 << 20 | 5 << 1 | 5 << 5;
     assert_eq!(machine.access(esr, 0), Seen::Exception(UNDEFINED));
     assert_eq!(machine.host.exceptions[0].elr, PC);
+    assert_eq!(machine.vcpu.exits.total(), 1);
 }
 
 #[test]
@@ -285,13 +286,14 @@ fn the_stack_pointer_as_a_base_is_that_of_the_guests_mode() {
 }
 
 #[test]
-fn a_pair_is_two_accesses_in_order() {
+fn a_pair_is_two_accesses_and_one_exit() {
     let mut machine = machine();
     at_instruction(&mut machine, LOAD_PAIR);
     machine.vcpu.registers.set(x(1), VA);
     assert_eq!(machine.access(DATA_ABORT, Machine::virtio(0, 0)), Seen::Done);
     assert_eq!(machine.vcpu.registers.get(x(2)), VIRTIO_MAGIC);
     assert_eq!(machine.vcpu.registers.get(x(3)), 2);
+    assert_eq!((machine.vcpu.exits.virtio_reads, machine.vcpu.exits.total()), (1, 1));
 }
 
 #[test]
