@@ -95,21 +95,21 @@ impl Host for Core {
         HPFAR_EL2::get()
     }
 
-    fn instruction_address(&self, pc: u64, el0: bool) -> Option<Ipa> {
+    fn translate(&self, address: u64, el0: bool) -> Option<Ipa> {
         // PAR_EL1 is the guest's; it may be between its own AT and the read of the result.
         let saved = PAR_EL1.get();
         if el0 {
             // SAFETY: AT changes PAR_EL1 and nothing else.
-            unsafe { asm!("at s1e0r, {}", in(reg) pc, options(nostack, preserves_flags)) };
+            unsafe { asm!("at s1e0r, {}", in(reg) address, options(nostack, preserves_flags)) };
         } else {
             // SAFETY: as above.
-            unsafe { asm!("at s1e1r, {}", in(reg) pc, options(nostack, preserves_flags)) };
+            unsafe { asm!("at s1e1r, {}", in(reg) address, options(nostack, preserves_flags)) };
         }
         barrier::isb();
         let par = PAR_EL1.get();
         // SAFETY: gives the guest its PAR_EL1 back.
         unsafe { asm!("msr par_el1, {}", in(reg) saved, options(nostack, preserves_flags)) };
-        (par & 1 == 0).then(|| Ipa::new(par & 0x000f_ffff_ffff_f000 | pc & 0xfff))
+        (par & 1 == 0).then(|| Ipa::new(par & 0x000f_ffff_ffff_f000 | address & 0xfff))
     }
 
     fn stack_pointer(&self, el1: bool) -> u64 {

@@ -101,7 +101,7 @@ fn call(vcpu: &mut Vcpu<'_>, immediate: u16) -> Next {
     }
 }
 
-/// A load or store that stage 2 has no mapping for: a device's register, or nothing.
+/// A load or store that stage 2 does not let pass: a device's register, or nothing.
 #[inline]
 fn data_abort<H: Host>(
     vcpu: &mut Vcpu<'_>,
@@ -110,16 +110,22 @@ fn data_abort<H: Host>(
     length: InstructionLength,
 ) {
     let far = host.fault_address();
-    let ipa = fault_ipa(host.fault_page(), far);
     if abort.may_be_mmio() {
-        if let Some(access) = MmioAccess::from_abort(abort, ipa, &vcpu.registers) {
-            match perform(vcpu, host, access) {
-                Access::Done(_) => return vcpu.registers.complete_instruction(length),
-                Access::Retry => return,
-                Access::Nobody => {}
+        let ipa = if abort.status().is_permission() {
+            trap::forbidden_address(vcpu, host, far)
+        } else {
+            Some(fault_ipa(host.fault_page(), far))
+        };
+        if let Some(ipa) = ipa {
+            if let Some(access) = MmioAccess::from_abort(abort, ipa, &vcpu.registers) {
+                match perform(vcpu, host, access) {
+                    Access::Done(_) => return vcpu.registers.complete_instruction(length),
+                    Access::Retry => return,
+                    Access::Nobody => {}
+                }
+            } else if trap::without_syndrome(vcpu, host, abort, ipa, far) {
+                return;
             }
-        } else if trap::without_syndrome(vcpu, host, abort, ipa, far) {
-            return;
         }
     }
     vcpu.exits.faults += 1;

@@ -34,12 +34,12 @@ pub trait Host: IdRegisters {
     /// FAR_EL2 of the exit: the faulting virtual address.
     fn fault_address(&self) -> u64;
 
-    /// HPFAR_EL2 of the exit: the page of the faulting intermediate physical address.
+    /// HPFAR_EL2 of the exit: the page of the faulting intermediate physical address. UNKNOWN after
+    /// a permission fault that is not on a table walk.
     fn fault_page(&self) -> u64;
 
-    /// Where the guest's own tables put the instruction at `pc`, as EL0 or EL1 would read it. `None`
-    /// if they do not.
-    fn instruction_address(&self, pc: u64, el0: bool) -> Option<Ipa>;
+    /// Where the guest's own tables put `address`, for a read by EL0 or EL1. `None` if they do not.
+    fn translate(&self, address: u64, el0: bool) -> Option<Ipa>;
 
     /// The guest's SP_EL1, or its SP_EL0.
     fn stack_pointer(&self, el1: bool) -> u64;

@@ -185,7 +185,7 @@ impl Host for FakeHost {
     fn fault_page(&self) -> u64 {
         self.hpfar
     }
-    fn instruction_address(&self, address: u64, el0: bool) -> Option<Ipa> {
+    fn translate(&self, address: u64, el0: bool) -> Option<Ipa> {
         self.translated.borrow_mut().push((address, el0));
         Some(Ipa::new(address.checked_sub(VA)?.wrapping_add(self.stage1?)))
     }

@@ -37,6 +37,13 @@ pub(super) fn system_register<H: Host>(
     vcpu.registers.complete_instruction(length);
 }
 
+/// Where a permission fault was: HPFAR_EL2 does not say (Arm ARM D24.2), so the address is had anew
+/// from the guest's tables. They may have changed since: it is an allegation as good as any other.
+#[cold]
+pub(super) fn forbidden_address<H: Host>(vcpu: &Vcpu<'_>, host: &H, far: u64) -> Option<Ipa> {
+    host.translate(far, vcpu.registers.pstate.is_el0())
+}
+
 /// A load or store whose abort says nothing of it (ISV = 0): it is read from the guest's memory.
 /// `false` if it is none that is emulated, or nobody answers; then the guest gets an abort.
 #[cold]
@@ -53,7 +60,7 @@ pub(super) fn without_syndrome<H: Host>(
     }
     let sp_el1 = pstate.uses_sp_el1();
     let word = host
-        .instruction_address(pc, pstate.is_el0())
+        .translate(pc, pstate.is_el0())
         .and_then(|ipa| vcpu.vm.memory.slice(ipa, 4).ok())
         .and_then(|word| word.load_u32(0));
     let fault = FaultingAccess {

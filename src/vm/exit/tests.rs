@@ -108,6 +108,33 @@ fn a_fault_whose_address_is_not_known_is_never_an_access_to_a_device() {
 }
 
 #[test]
+fn a_permission_fault_is_where_stage_1_says_not_where_hpfar_does() {
+    let mut machine = machine();
+    let esr = store_esr(8, Width::Byte) | PERMISSION;
+    machine.vcpu.registers.set(x(8), b'!'.into());
+    // HPFAR_EL2 names the UART by chance; the guest's tables have the distributor there.
+    machine.host.stage1 = Some(layout::GICD.raw());
+    assert_eq!(machine.access(esr, layout::UART.raw()), Seen::Done);
+    assert!(machine.host.transmitted.is_empty());
+    assert_eq!(*machine.host.translated.borrow(), [(VA, false)]);
+
+    machine.host.stage1 = Some(layout::UART.raw());
+    machine.vcpu.registers.pstate = Pstate::new(Pstate::EL0T);
+    assert_eq!(machine.access(esr, 0), Seen::Done);
+    assert_eq!(machine.host.transmitted, b"!");
+    assert_eq!(machine.host.translated.borrow()[1], (VA, true));
+}
+
+#[test]
+fn a_permission_fault_that_stage_1_does_not_know_of_is_an_external_abort() {
+    let mut machine = machine();
+    machine.host.stage1 = None;
+    let esr = store_esr(8, Width::Byte) | PERMISSION;
+    assert_eq!(machine.access(esr, layout::UART.raw()), Seen::Exception(EXTERNAL_ABORT_ON_WRITE));
+    assert!(machine.host.transmitted.is_empty());
+}
+
+#[test]
 fn other_faults_than_of_a_missing_or_forbidden_page_are_external_aborts() {
     for status in (0..64).filter(|status| !matches!(status, 0x04..=0x07 | 0x0C..=0x0F)) {
         let mut machine = machine();
