@@ -127,10 +127,20 @@ fn data_abort<H: Host>(
                 return;
             }
         }
+    } else if is_maintenance_of_nothing(abort) {
+        return vcpu.registers.complete_instruction(length);
     }
     vcpu.exits.faults += 1;
     let address = abort.far_is_valid().then_some(far);
     inject(vcpu, host, GuestException::DataAbort { address, write: abort.is_write() });
+}
+
+/// Whether this was cache maintenance by address where the guest has no memory. Nothing there can be
+/// in a cache, so that nothing is left to do: firmware cleans what it takes for flash or device
+/// memory, and on hardware no abort is certain.
+#[cold]
+fn is_maintenance_of_nothing(abort: DataAbort) -> bool {
+    abort.is_cache_maintenance() && !abort.is_stage1_walk() && abort.status().is_translation()
 }
 
 /// Carries out one access, a load's register included.

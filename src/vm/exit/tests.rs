@@ -135,6 +135,21 @@ fn a_permission_fault_that_stage_1_does_not_know_of_is_an_external_abort() {
 }
 
 #[test]
+fn cache_maintenance_where_there_is_no_memory_is_done_already() {
+    let maintenance = DATA_ABORT | WRITE | CACHE_MAINTENANCE;
+    for ipa in [0, layout::UART.raw(), layout::RAM.raw() + RAM_SIZE as u64] {
+        let mut machine = machine();
+        assert_eq!(machine.access(maintenance, ipa), Seen::Done);
+        assert!(machine.host.transmitted.is_empty());
+    }
+    // An address translation instruction whose walk failed, and what is no missing page.
+    for esr in [maintenance | WALK, maintenance ^ PERMISSION, maintenance & !0x3F | 0x10] {
+        let seen = machine().access(esr, layout::UART.raw());
+        assert_eq!(seen, Seen::Exception(EXTERNAL_ABORT_ON_WRITE));
+    }
+}
+
+#[test]
 fn other_faults_than_of_a_missing_or_forbidden_page_are_external_aborts() {
     for status in (0..64).filter(|status| !matches!(status, 0x04..=0x07 | 0x0C..=0x0F)) {
         let mut machine = machine();
