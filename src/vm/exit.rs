@@ -73,6 +73,11 @@ pub fn synchronous<H: Host>(vcpu: &mut Vcpu<'_>, host: &mut H) -> Next {
 }
 
 /// HVC and SMC alike: PSCI and SMCCC; nothing reaches the firmware.
+///
+/// SMCCC reserves immediates other than zero (DEN 0028, "SMC and HVC immediate value"), those of HVC
+/// for hypervisors' own use, of which we make none. They are answered as an unknown function is, and
+/// not with an undefined instruction: a guest that looks for the hypervisor it runs on must be able
+/// to ask.
 #[inline]
 fn call(vcpu: &mut Vcpu<'_>, immediate: u16) -> Next {
     vcpu.exits.calls += 1;
