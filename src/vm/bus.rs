@@ -94,12 +94,14 @@ impl Vcpu<'_> {
             Target::Distributor(offset) => {
                 self.exits.gic += 1;
                 let width = width.bytes() as u32;
-                vm.gic.lock().gicd_read(self.index, offset, width, host.list_registers())
+                let vcpu = self.index;
+                vm.with_gic(vcpu, host, |gic, lrs| gic.gicd_read(vcpu, offset, width, lrs))
             }
             Target::Redistributor(offset) => {
                 self.exits.gic += 1;
                 let width = width.bytes() as u32;
-                vm.gic.lock().gicr_read(self.index, offset, width, host.list_registers())
+                let vcpu = self.index;
+                vm.with_gic(vcpu, host, |gic, lrs| gic.gicr_read(vcpu, offset, width, lrs))
             }
             Target::Uart(offset) => {
                 self.exits.mmio += 1;

@@ -4,6 +4,9 @@
 //! of them is held while another of the first three is taken, the interrupt controller's is the
 //! last, and none is held while a guest runs or a disk works.
 
+#[cfg(test)]
+mod tests;
+
 use core::sync::atomic::{AtomicU32, Ordering};
 
 use super::host::Host;
@@ -127,8 +130,26 @@ impl<'m> Vm<'m> {
         }
     }
 
-    /// Changes interrupt state, and lists what the vCPU on this core must now see. With one vCPU a
-    /// machine, there is never another to be told.
+    /// Works on the interrupt controller, and lists what the vCPU on this core must now see: also
+    /// after reads, which may find out what the guest has done to its list registers. With one vCPU
+    /// a machine, there is never another to be told.
+    #[inline]
+    pub(super) fn with_gic<H: Host, T>(
+        &self,
+        vcpu: VcpuIndex,
+        host: &mut H,
+        work: impl FnOnce(&mut Vgic, &mut H::ListRegisters) -> T,
+    ) -> T {
+        let mut gic = self.gic.lock();
+        let lrs = host.list_registers();
+        let result = work(&mut gic, lrs);
+        if gic.needs_flush(vcpu) {
+            let _ = gic.flush(vcpu, lrs);
+        }
+        result
+    }
+
+    /// Changes interrupt state, and lists what the vCPU on this core must now see.
     #[inline]
     pub fn interrupt<H: Host>(
         &self,
@@ -136,12 +157,7 @@ impl<'m> Vm<'m> {
         host: &mut H,
         change: impl FnOnce(&mut Vgic, &mut H::ListRegisters) -> VcpuSet,
     ) {
-        let mut gic = self.gic.lock();
-        let lrs = host.list_registers();
-        let _ = change(&mut gic, lrs);
-        if gic.needs_flush(vcpu) {
-            let _ = gic.flush(vcpu, lrs);
-        }
+        let _ = self.with_gic(vcpu, host, change);
     }
 
     /// Input for the console. `false` if it has no room; [`Host::input_wanted`] tells when it has.
