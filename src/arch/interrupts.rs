@@ -113,7 +113,7 @@ pub(super) fn feed_console(seat: &mut Seat) {
     console::with(|uart| uart.acknowledge_interrupt());
     let (vm, index) = (seat.vcpu.vm, seat.vcpu.index);
     for _ in 0..INPUT_BATCH {
-        if !vm.uart.lock().wants_input() {
+        if !vm.wants_input() {
             console::with(|uart| uart.set_receive_interrupt(false));
             return;
         }

@@ -105,18 +105,7 @@ impl Vcpu<'_> {
             }
             Target::Uart(offset) => {
                 self.exits.mmio += 1;
-                let mut uart = vm.uart.lock();
-                let before = uart.interrupt_line();
-                let value = uart.read(offset, width);
-                let (line, room) = (uart.interrupt_line(), uart.wants_input());
-                drop(uart);
-                if line != before {
-                    vm.uart_line(line, self.index, host);
-                }
-                if room {
-                    host.input_wanted();
-                }
-                value
+                vm.with_uart(self.index, host, |uart| uart.read(offset, width))
             }
             Target::Rtc(offset) => {
                 self.exits.mmio += 1;
@@ -157,16 +146,9 @@ impl Vcpu<'_> {
             }
             Target::Uart(offset) => {
                 self.exits.mmio += 1;
-                let mut uart = vm.uart.lock();
-                let before = uart.interrupt_line();
-                let sent = uart.write(offset, width, value);
-                let line = uart.interrupt_line();
-                drop(uart);
+                let sent = vm.with_uart(self.index, host, |uart| uart.write(offset, width, value));
                 if let Some(byte) = sent {
                     host.transmit(byte);
-                }
-                if line != before {
-                    vm.uart_line(line, self.index, host);
                 }
             }
             Target::Rtc(offset) => {

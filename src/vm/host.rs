@@ -56,7 +56,7 @@ pub trait Host: IdRegisters {
     /// Transmits a byte of the guest's console.
     fn transmit(&mut self, byte: u8);
 
-    /// The guest's console has room for input again.
+    /// The guest's console had no room for input, and has again.
     fn input_wanted(&mut self);
 
     /// Requests are in flight: see to it that the VM is polled before long, even if no interrupt

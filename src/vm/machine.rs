@@ -33,11 +33,11 @@ pub struct Vm<'m> {
     /// What its ID registers must say.
     pub limits: Limits,
     /// Its interrupt controller.
-    pub gic: Mutex<Vgic>,
+    gic: Mutex<Vgic>,
     /// Its console.
-    pub uart: Mutex<Pl011>,
+    uart: Mutex<Pl011>,
     /// Its clock.
-    pub rtc: Mutex<Pl031>,
+    pub(super) rtc: Mutex<Pl031>,
     /// Its virtio devices, by slot.
     slots: heapless::Vec<Mutex<MmioTransport<'m, 'm>>, MAX_DEVICES>,
     /// Slots with requests in flight, one bit each.
@@ -160,20 +160,42 @@ impl<'m> Vm<'m> {
         let _ = self.with_gic(vcpu, host, change);
     }
 
-    /// Input for the console. `false` if it has no room; [`Host::input_wanted`] tells when it has.
-    pub fn receive<H: Host>(&self, byte: u8, vcpu: VcpuIndex, host: &mut H) -> bool {
-        let mut uart = self.uart.lock();
-        let taken = uart.push(byte);
-        let line = uart.interrupt_line();
-        drop(uart);
-        self.uart_line(line, vcpu, host);
-        taken
+    /// Whether the console has room for input.
+    pub fn wants_input(&self) -> bool {
+        self.uart.lock().wants_input()
     }
 
-    /// The UART's interrupt line is `line`.
-    pub(super) fn uart_line<H: Host>(&self, line: bool, vcpu: VcpuIndex, host: &mut H) {
-        if let Some(intid) = IntId::spi(layout::UART_SPI) {
-            self.interrupt(vcpu, host, |gic, _| gic.set_level(intid, line));
+    /// Input for the console. `false`, and nothing is taken, if it has no room;
+    /// [`Host::input_wanted`] tells when it has.
+    pub fn receive<H: Host>(&self, byte: u8, vcpu: VcpuIndex, host: &mut H) -> bool {
+        self.with_uart(vcpu, host, |uart| uart.wants_input() && uart.push(byte))
+    }
+
+    /// Works on the UART, and passes on what that did to its interrupt line and to its room for
+    /// input. The interrupt controller hears of the line before another vCPU can change it again.
+    #[inline]
+    pub(super) fn with_uart<H: Host, T>(
+        &self,
+        vcpu: VcpuIndex,
+        host: &mut H,
+        work: impl FnOnce(&mut Pl011) -> T,
+    ) -> T {
+        let mut uart = self.uart.lock();
+        let (line, room) = (uart.interrupt_line(), uart.wants_input());
+        let result = work(&mut uart);
+        if uart.interrupt_line() != line {
+            self.set_line(layout::UART_SPI, !line, vcpu, host);
+        }
+        if !room && uart.wants_input() {
+            host.input_wanted();
+        }
+        result
+    }
+
+    /// The line of a level-triggered device is `high` or low.
+    fn set_line<H: Host>(&self, spi: u32, high: bool, vcpu: VcpuIndex, host: &mut H) {
+        if let Some(intid) = IntId::spi(spi) {
+            self.interrupt(vcpu, host, |gic, _| gic.set_level(intid, high));
         }
     }
 
@@ -188,7 +210,7 @@ impl<'m> Vm<'m> {
             self.after_work(slot, &mut device, vcpu, host);
         }
         if quiet {
-            *self.uart.lock() = Pl011::new();
+            self.with_uart(vcpu, host, |uart| *uart = Pl011::new());
             self.gic.lock().reset(vcpu, host.list_registers());
         }
         quiet

@@ -260,7 +260,7 @@ impl Machine {
     }
 
     /// As Linux does: every SPI of the first two words enabled, in Group 1, of one priority.
-    fn enable_interrupts(&mut self) {
+    pub(super) fn enable_interrupts(&mut self) {
         let gicd = layout::GICD.raw();
         self.set(gicd, 0b10);
         for word in 1..3 {
