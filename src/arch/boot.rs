@@ -1,6 +1,6 @@
 //! From the Image header to Rust.
 //!
-//! The assembly in `boot/` takes every constant from here. It ends in [`rust_entry`], under the MMU,
+//! The assembly in `boot/` takes every constant from here. It ends in `rust_entry`, under the MMU,
 //! which calls the program's entry: see [`crate::entry`].
 
 use core::arch::global_asm;

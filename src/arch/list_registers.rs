@@ -1,4 +1,4 @@
-//! The list registers of this core (IHI 0069, ICH_LR<n>_EL2).
+//! The list registers of this core (IHI 0069, `ICH_LR<n>_EL2`).
 
 use super::gic::deactivate;
 use super::registers::{ICH_ELRSR_EL2, ICH_HCR_EL2, ICH_VTR_EL2};

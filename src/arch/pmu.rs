@@ -6,7 +6,7 @@ use super::registers::{
 };
 
 const INST_RETIRED: u64 = 0x8;
-/// Do not count EL1; do not count EL0; do count EL2 (PMEVTYPER<n>_EL0 P, U, NSH).
+/// Do not count EL1; do not count EL0; do count EL2 (`PMEVTYPER<n>_EL0` P, U, NSH).
 const EL2_ONLY: u64 = 1 << 31 | 1 << 30 | 1 << 27;
 /// Count EL1 and EL0; EL2 is not counted while NSH is clear.
 const BELOW_EL2: u64 = 0;

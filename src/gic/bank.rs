@@ -106,7 +106,7 @@ pub(super) struct Groups {
 pub(super) struct Bank {
     /// Group 1, else Group 0 (IGROUPR).
     pub(super) group1: u32,
-    /// Enabled (I[SC]ENABLER).
+    /// Enabled (I\[SC\]ENABLER).
     pub(super) enabled: u32,
     /// Edge-triggered, else level-sensitive (ICFGR).
     pub(super) edge: u32,
