@@ -243,7 +243,10 @@ fn a_module_that_is_truncated_or_misplaced_is_refused_with_its_path() {
     assert_eq!(refused(0x0900_0000, 10000, &[]), expected);
     let other = "/chosen/module@0x58000000";
     assert_eq!(refused(0x57ff_0000, 0x10001, &[]), format!("{path} overlaps {other}"));
-    assert_eq!(refused(0x5800_1fff, 1, &[]), format!("{other}: module overlaps {}", &path[..25]));
+    assert_eq!(
+        refused(0x5800_1fff, 1, &[]),
+        format!("{other}: module overlaps {}", path.get(..25).unwrap())
+    );
     let taken = [("the FDT", PaRange::new(0x4800_0000, 0x10_0000))];
     let expected = format!("{path} at 0x480fffff..0x48100000 overlaps the FDT");
     assert_eq!(refused(0x480f_ffff, 1, &taken), expected);
