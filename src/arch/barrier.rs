@@ -1,36 +1,40 @@
-//! Barriers, each named for what it orders.
+//! Barriers, each named for what it orders (Arm ARM, "Memory barriers").
+//!
+//! Devices of the board are taken to be in the outer shareable domain, cores and their table walkers
+//! in the inner one.
 
 use core::arch::asm;
 
-/// Table entries written before are seen by the walker of every core after.
+/// Table entries written before are seen by the walker of every core after (DSB ISHST, ISB).
 #[inline(always)]
 pub fn tables_written() {
     // SAFETY: a barrier touches no memory and no register.
     unsafe { asm!("dsb ishst", "isb", options(nostack, preserves_flags)) }
 }
 
-/// Memory writes before are seen by any observer, devices included, before a later register write.
+/// Memory writes before are seen by any observer, devices included, before a later register write
+/// (DMB OSHST).
 #[inline(always)]
 pub fn before_doorbell() {
     // SAFETY: as above.
     unsafe { asm!("dmb oshst", options(nostack, preserves_flags)) }
 }
 
-/// A register read before is complete before later memory reads.
+/// A register read before is complete before later memory reads (DMB OSHLD).
 #[inline(always)]
 pub fn after_register_read() {
     // SAFETY: as above.
     unsafe { asm!("dmb oshld", options(nostack, preserves_flags)) }
 }
 
-/// System-register writes before are in effect after.
+/// System-register writes before are in effect after (ISB).
 #[inline(always)]
 pub fn isb() {
     // SAFETY: as above.
     unsafe { asm!("isb", options(nostack, preserves_flags)) }
 }
 
-/// All maintenance and accesses before are complete.
+/// All maintenance and accesses before are complete (DSB SY, ISB).
 #[inline(always)]
 pub fn complete() {
     // SAFETY: as above.

@@ -1,7 +1,13 @@
 //! From the Image header to Rust.
 //!
-//! The assembly in `boot/` takes every constant from here. It ends in `rust_entry`, under the MMU,
-//! which calls the program's entry: see [`crate::entry`].
+//! | file | what it does |
+//! |---|---|
+//! | `boot/header.S` | the arm64 Image header |
+//! | `boot/entry.S` | EL3 or EL2 at reset to Rust under the MMU; at EL1 a message, and the end |
+//! | `boot/vectors.S` | VBAR_EL2: a guest's exits to [`super::exception`], EL2's own faults to [`super::fault`]; `enter_guest` |
+//!
+//! The assembly takes every constant and offset from here. It ends in `rust_entry`, which calls the
+//! program's entry: see [`crate::entry`].
 
 use core::arch::global_asm;
 
@@ -13,7 +19,7 @@ use crate::memory::Pa;
 // The vectors store pairs: x0 first, pc right after x30.
 const _: () = assert!(GuestRegisters::X_OFFSET == 0 && GuestRegisters::PC_OFFSET == 248);
 
-/// HCR_EL2 while EL2 gets ready: EL1 is AArch64, no stage 2, E2H and TGE clear.
+/// HCR_EL2 while EL2 gets ready: RW (EL1 is AArch64); VM, E2H and TGE clear.
 const HCR_BOOT: u64 = 1 << 31;
 
 global_asm!(include_str!("../../boot/header.S"));
@@ -63,7 +69,8 @@ impl BootInfo {
     }
 }
 
-/// The first Rust that runs.
+/// The first Rust that runs: at the link address, under the MMU, on `__stack`; x0 and x1 as `entry.S`
+/// has them. Interrupts are masked, and stay so at EL2 for ever.
 extern "C" fn rust_entry(fdt: u64, image: u64) -> ! {
     unsafe extern "Rust" {
         fn sparkler_main(boot: BootInfo) -> !;

@@ -5,12 +5,12 @@ use core::arch::asm;
 use super::{barrier, layout, registers};
 use crate::memory::{Pa, SharedSlice};
 
-/// Smallest data cache line in bytes (CTR_EL0.DminLine).
+/// Smallest data cache line in bytes: CTR_EL0.DminLine, the log2 of words.
 fn line() -> usize {
     4 << (registers::CTR_EL0::get() >> 16 & 0xf)
 }
 
-/// DC ZVA's block in bytes, if it may be used (DCZID_EL0).
+/// DC ZVA's block in bytes, if it may be used: DCZID_EL0.BS, the log2 of words, unless DCZID_EL0.DZP.
 fn zero_block() -> Option<usize> {
     let dczid = registers::DCZID_EL0::get();
     (dczid & 0x10 == 0).then_some(4 << (dczid & 0xf))
@@ -45,6 +45,7 @@ macro_rules! each_of {
 }
 /// Zeroes guest RAM that is about to be given away, and takes it out of the data caches: a guest
 /// that starts with its caches off must neither see old bytes nor lose its own to a late write-back.
+/// The memory is zero at the point of coherency when this returns.
 pub fn scrub(memory: SharedSlice<'_>) {
     let start = layout::linear(memory.pa());
     let end = start + memory.len();
@@ -81,7 +82,8 @@ pub fn clean_invalidate(memory: SharedSlice<'_>) {
     barrier::complete();
 }
 
-/// Instructions written as data are what every core fetches from now on.
+/// Instructions written as data, and cleaned from the data caches ([`clean_invalidate`]), are what
+/// every core of the inner shareable domain fetches from now on.
 pub fn instructions_written() {
     // SAFETY: invalidating instruction caches changes no memory.
     unsafe { asm!("dsb ish", "ic ialluis", "dsb ish", "isb", options(nostack, preserves_flags)) };

@@ -1,4 +1,7 @@
 //! The board's console: the log's way out, and a guest's.
+//!
+//! A line of the log is written whole: its writer holds the UART. Bytes of a guest take it one by
+//! one.
 
 use core::fmt::{self, Write};
 
@@ -42,7 +45,8 @@ fn write(uart: &mut Pl011<Mmio>, text: &str) {
     }
 }
 
-/// Writes whole: a line is not torn by another core's.
+/// The UART as a [`Write`]. Each piece is written whole; a line in several pieces may be torn by
+/// another core's.
 pub struct Console;
 
 impl Write for Console {

@@ -96,7 +96,9 @@ impl Host for Core {
     }
 
     fn translate(&self, address: u64, el0: bool) -> Option<Ipa> {
-        // PAR_EL1 is the guest's; it may be between its own AT and the read of the result.
+        // With HCR_EL2.{E2H, TGE} clear, AT S1E1R and S1E0R walk stage 1 of the guest (its tables
+        // through stage 2), and PAR_EL1 has an IPA. PAR_EL1 is the guest's; it may be between its own
+        // AT and the read of the result.
         let saved = PAR_EL1.get();
         if el0 {
             // SAFETY: AT changes PAR_EL1 and nothing else.
@@ -109,6 +111,7 @@ impl Host for Core {
         let par = PAR_EL1.get();
         // SAFETY: gives the guest its PAR_EL1 back.
         unsafe { asm!("msr par_el1, {}", in(reg) saved, options(nostack, preserves_flags)) };
+        // PAR_EL1.F: the walk faulted. PAR_EL1.PA is bits 51 to 12.
         (par & 1 == 0).then(|| Ipa::new(par & 0x000f_ffff_ffff_f000 | address & 0xfff))
     }
 

@@ -1,4 +1,5 @@
-//! The EL1 state of a vCPU that starts, and the traps it runs under.
+//! The EL1 state of a vCPU that starts, and the traps it runs under. What a trap leads to is in
+//! [`crate::vm::exit`] and [`crate::cpu::sysreg`].
 
 use core::arch::asm;
 
@@ -11,10 +12,10 @@ use aarch64_cpu::registers::{
 use super::barrier;
 use super::registers as r;
 
-/// SCTLR_EL1 at reset: the RES1 bits of Armv8.0, everything off.
+/// SCTLR_EL1 at reset: the RES1 bits of Armv8.0 (29, 28, 23, 22, 20, 11), everything off.
 const SCTLR_EL1_RESET: u64 = 0x30d0_0800;
 
-/// HCR_EL2 bits (Arm ARM D19.2.48).
+/// Bits of HCR_EL2, by the names the Arm ARM gives them.
 mod hcr {
     pub(super) const VM: u64 = 1 << 0;
     pub(super) const SWIO: u64 = 1 << 1;
@@ -34,9 +35,16 @@ mod hcr {
     pub(super) const API: u64 = 1 << 41;
 }
 
-/// Stage 2 on; interrupts to EL2; maintenance broadcast; SMC, set/way maintenance, ID registers,
-/// auxiliary control, LORegions and implementation-defined registers trapped; pointer
-/// authentication is the guest's own. WFI is not trapped: the guest has the core to itself.
+/// HCR_EL2 while a guest runs.
+///
+/// - Stage 2 on (VM); EL1 is AArch64 (RW); E2H and TGE clear: no VHE.
+/// - Physical IRQs, FIQs and SErrors come to EL2, and the virtual ones are on (IMO, FMO, AMO).
+/// - Maintenance and barriers reach the inner shareable domain, whatever the guest asked for (FB,
+///   BSU); invalidation by set/way cleans too (SWIO).
+/// - Trapped: SMC (TSC), maintenance by set/way (TSW), ID registers (TID3), ACTLR_EL1 (TACR),
+///   LORegion registers (TLOR), implementation-defined registers (TIDCP).
+/// - Not trapped: pointer authentication (APK, API), which is the guest's own; WFI and WFE (TWI and
+///   TWE clear), because the guest has the core to itself.
 const HCR_GUEST: u64 = hcr::VM
     | hcr::SWIO
     | hcr::FMO
@@ -54,11 +62,13 @@ const HCR_GUEST: u64 = hcr::VM
     | hcr::APK
     | hcr::API;
 
-/// CPTR_EL2: RES1, which traps SVE, and TTA: trace. FP and SIMD are the guest's.
+/// CPTR_EL2: the RES1 bits of Armv8.0, which where SVE and SME exist are TZ and TSM and trap them,
+/// and TTA: trace registers trap. TFP is clear: FP and SIMD are the guest's, EL2 is built without.
 const CPTR_GUEST: u64 = 0x33ff | 1 << 20;
-/// MDCR_EL2: TPMCR, TPM, TDA, TDOSA, TDRA: the PMU and the debug registers are trapped.
+/// MDCR_EL2: TPMCR, TPM (the PMU), TDA, TDOSA, TDRA (debug registers) trap. HPMN is
+/// [`super::pmu`]'s.
 const MDCR_GUEST: u64 = 1 << 5 | 1 << 6 | 1 << 9 | 1 << 10 | 1 << 11;
-/// CNTHCTL_EL2 (E2H = 0): EL1 has the physical counter and the physical timer.
+/// CNTHCTL_EL2 with E2H = 0: EL1PCTEN and EL1PCEN. EL1 has the physical counter and its timer.
 const CNTHCTL_GUEST: u64 = 0b11;
 
 /// Sets the traps that all guests run under.
@@ -68,15 +78,19 @@ pub(super) fn set_traps() {
     r::MDCR_EL2::set(r::MDCR_EL2::get() & 0x1f | MDCR_GUEST);
     r::HSTR_EL2::set(0);
     CNTHCTL_EL2.set(CNTHCTL_GUEST);
-    // FEAT_HCX: nothing of what it adds is offered.
+    // FEAT_HCX (ID_AA64MMFR1_EL1.HCX): nothing of what it adds is offered.
     if r::ID_AA64MMFR1_EL1::get() >> 40 & 0xf != 0 {
         r::HCRX_EL2::set(0);
     }
     barrier::isb();
 }
 
-/// Puts the EL1 and EL0 registers of this core into their reset state, for a vCPU with the affinity
-/// `mpidr`. Its virtual counter starts at zero.
+/// Puts the EL1 and EL0 registers of this core into their reset state, for a vCPU that reads
+/// `mpidr` as its MPIDR_EL1. Its virtual counter starts at zero (CNTVOFF_EL2); its physical one is
+/// the board's.
+///
+/// The architecture leaves most of these unknown at reset. They are zeroed so that nothing of an
+/// earlier guest, or of EL2's loader, can be read.
 pub(super) fn reset(mpidr: u64) {
     r::VPIDR_EL2::set(r::MIDR_EL1::get());
     r::VMPIDR_EL2::set(mpidr);

@@ -1,10 +1,14 @@
 //! Where a guest's exits enter Rust, and leave it.
+//!
+//! `boot/vectors.S` has saved the registers to the seat in TPIDR_EL2, and calls one of these with it.
+//! The guest goes on with the registers of the seat that is returned. It is always the same one: the
+//! vectors leave TPIDR_EL2 as it is.
 
 use super::guest::Seat;
 use super::interrupts;
 use crate::vm::exit;
 
-/// A synchronous exception of the guest.
+/// A synchronous exception of the guest (lower EL, AArch64 or AArch32).
 pub(super) extern "C" fn on_sync(seat: &'static mut Seat) -> &'static mut Seat {
     let next = exit::synchronous(&mut seat.vcpu, &mut seat.core);
     if next != exit::Next::Resume {
@@ -16,7 +20,7 @@ pub(super) extern "C" fn on_sync(seat: &'static mut Seat) -> &'static mut Seat {
     seat
 }
 
-/// A physical interrupt while the guest ran.
+/// A physical IRQ or FIQ while the guest ran.
 pub(super) extern "C" fn on_irq(seat: &'static mut Seat) -> &'static mut Seat {
     seat.vcpu.exits.interrupts += 1;
     interrupts::serve(seat);

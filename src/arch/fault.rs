@@ -1,6 +1,7 @@
 //! EL2's own faults: a dump of the registers, then a reset. Never silence.
 //!
-//! The exception is a probe: an access that is expected to fault, and says how.
+//! The exception is a probe: an access that is expected to fault, and says how. `boot/probe.S` has
+//! the accesses; the vector comes back to their end with ESR_EL2.
 
 use core::fmt::Write;
 
@@ -10,7 +11,7 @@ use aarch64_cpu::registers::{ELR_EL2, ESR_EL2, FAR_EL2, Readable, SPSR_EL2, Writ
 
 use super::{console, firmware, registers};
 
-/// The registers as the vector left them on the exception stack.
+/// x0 to x30 and SP_EL2, as the vector left them on the exception stack.
 #[repr(C, align(16))]
 #[derive(Debug)]
 pub struct Dump {
@@ -52,8 +53,8 @@ pub enum Probe {
 /// The ESR_EL2 of the fault.
 ///
 /// # Safety
-/// Before any guest runs, on one core. If it does not fault: the access must be harmless, and the
-/// function called one that follows the C calling convention.
+/// Before any guest runs, because a fault loses TPIDR_EL2; on one core. If it does not fault: the
+/// access must be harmless, and the function called one that follows the C calling convention.
 pub unsafe fn probe(kind: Probe, address: usize) -> Result<(), u64> {
     PROBING.store(true, Ordering::Relaxed);
     let access = match kind {

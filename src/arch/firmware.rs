@@ -1,4 +1,5 @@
-//! The board's firmware: PSCI by SMC, where the board has it.
+//! The board's firmware: PSCI by SMC, where the board has it, for EL2's own end. A guest's calls never
+//! come here.
 
 use core::sync::atomic::{AtomicBool, Ordering};
 
@@ -12,21 +13,23 @@ pub fn set_absent() {
     PRESENT.store(false, Ordering::Relaxed);
 }
 
-/// Turns the board off. Returns only if the firmware refuses.
+/// Turns the board off (PSCI SYSTEM_OFF). Returns only if there is no
+/// firmware, or it refuses.
 pub fn power_off() {
     if PRESENT.load(Ordering::Relaxed) {
         let _ = psci::system_off::<Smc>();
     }
 }
 
-/// Resets the board. Returns only if the firmware refuses.
+/// Resets the board (PSCI SYSTEM_RESET). Returns only if there is no
+/// firmware, or it refuses.
 pub fn reset() {
     if PRESENT.load(Ordering::Relaxed) {
         let _ = psci::system_reset::<Smc>();
     }
 }
 
-/// Nothing is left to do, and the firmware refused to turn the board off.
+/// Waits for ever: nothing is left to do, and the board cannot be turned off.
 pub fn park() -> ! {
     loop {
         aarch64_cpu::asm::wfi();

@@ -12,7 +12,9 @@ use super::registers::{
     ICH_AP0R0_EL2, ICH_AP1R0_EL2, ICH_HCR_EL2, ICH_VMCR_EL2,
 };
 
-/// GICD and GICR offsets used here (IHI 0069, 12.8 to 12.11).
+/// GICD and GICR offsets used here (IHI 0069, "Distributor register map" and "Redistributor
+/// register map"). Those without prefix are the same in GICD and in the SGI frame of a
+/// redistributor.
 mod offset {
     pub(super) const GICD_CTLR: usize = 0x0000;
     pub(super) const GICD_TYPER: usize = 0x0004;
@@ -29,10 +31,13 @@ mod offset {
     pub(super) const SGI_BASE: usize = 0x1_0000;
 }
 
-/// ARE_NS, EnableGrp1A and EnableGrp1: the same bits serve one security state and two.
+/// GICD_CTLR, as a Non-secure access of two Security states sees it (ARE_NS, EnableGrp1A,
+/// EnableGrp1) and as one of a single state does (ARE, EnableGrp1, EnableGrp0): the same bits
+/// serve.
 const CTLR_ENABLE: u32 = 1 << 4 | 1 << 1 | 1;
 /// ICC_CTLR_EL1.EOImode: EOIR drops the priority, DIR deactivates.
 const CTLR_EOI_MODE: u64 = 1 << 1;
+/// GICD_CTLR.RWP: a write is still on its way.
 const CTLR_RWP: u32 = 1 << 31;
 /// Size of a GICv3 redistributor's two frames.
 pub const REDISTRIBUTOR_SIZE: usize = 0x2_0000;
@@ -130,7 +135,8 @@ impl PhysicalGic {
         }
     }
 
-    /// Enables an SGI or PPI of this core, or an SPI, which is routed to this core.
+    /// Enables an SGI or PPI of this core, whose trigger is left as it is, or an SPI, which is
+    /// routed to this core and becomes edge-triggered or level-sensitive.
     pub fn enable(&self, intid: u32, edge: bool) {
         let (word, bit) = ((intid / 32) as usize, 1u32 << (intid % 32));
         if intid < 32 {
@@ -147,7 +153,7 @@ impl PhysicalGic {
         d.write32_relaxed(offset::ISENABLER + word * 4, bit);
     }
 
-    /// Disables an SPI.
+    /// Disables an SGI or PPI of this core, or an SPI.
     pub fn disable(&self, intid: u32) {
         let (word, bit) = ((intid / 32) as usize, 1u32 << (intid % 32));
         let frame = if intid < 32 { &self.sgi_frame } else { &self.distributor };
@@ -163,20 +169,21 @@ impl PhysicalGic {
     }
 }
 
-/// The highest pending interrupt of this core, now active and ours to end. `None` if there is none.
+/// The highest pending group 1 interrupt of this core, now active and ours to end (ICC_IAR1_EL1).
+/// `None` if there is none.
 #[inline(always)]
 pub fn acknowledge() -> Option<u32> {
     let intid = ICC_IAR1_EL1::get() as u32 & 0xff_ffff;
     (intid < SPECIAL).then_some(intid)
 }
 
-/// Ends an interrupt's hold on the running priority; it stays active.
+/// Ends an interrupt's hold on the running priority; it stays active (ICC_EOIR1_EL1, EOImode 1).
 #[inline(always)]
 pub fn drop_priority(intid: u32) {
     ICC_EOIR1_EL1::set(u64::from(intid));
 }
 
-/// Lets an interrupt come again.
+/// Lets an interrupt come again: it is no longer active (ICC_DIR_EL1).
 #[inline(always)]
 pub fn deactivate(intid: u32) {
     ICC_DIR_EL1::set(u64::from(intid));
@@ -205,6 +212,8 @@ fn find_redistributor(frame: impl Fn(usize) -> Option<Mmio>) -> Result<Mmio, Gic
     Err(GicError::NoRedistributor)
 }
 
+/// System registers on for EL2 and below (ICC_SRE_EL2.{SRE, DFB, DIB, Enable}), nothing masked by
+/// priority, group 1 on, the virtual interface on (ICH_HCR_EL2.En).
 fn init_cpu_interface() {
     ICC_SRE_EL2.set(0xf);
     barrier::isb();
@@ -215,7 +224,8 @@ fn init_cpu_interface() {
     barrier::isb();
 }
 
-/// The guest's CPU interface as it is after reset.
+/// The guest's CPU interface as it is after reset: groups off, everything masked, nothing active.
+/// The list registers are [`crate::gic::Vgic::reset`]'s.
 pub fn reset_virtual_interface() {
     ICH_VMCR_EL2::set(0);
     ICH_AP0R0_EL2::set(0);

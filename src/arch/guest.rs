@@ -64,7 +64,8 @@ impl Seat {
         unsafe { enter_guest(registers) }
     }
 
-    /// Zeroes the guest's RAM, loads it, and puts the vCPU into its reset state.
+    /// Zeroes the guest's RAM, loads it, and puts the vCPU into its reset state: entered at the
+    /// kernel, at EL1 with SP_EL1, interrupts masked, x0 = device tree (the arm64 boot protocol).
     fn load(&mut self) -> Result<(), LoadError> {
         let vm = self.vcpu.vm;
         for (_, memory) in vm.memory.regions() {

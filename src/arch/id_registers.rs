@@ -1,4 +1,5 @@
-//! The ID registers of this core, by their encoding.
+//! The ID registers of this core, by their encoding. What a guest sees of them is decided in
+//! [`crate::cpu::sysreg`].
 
 /// Reads `S3_0_C0_C<crm>_<op2>`, for the space that HCR_EL2.TID3 traps (CRm 1 to 7). `None` outside.
 pub fn read(crm: u8, op2: u8) -> Option<u64> {
@@ -7,7 +8,7 @@ pub fn read(crm: u8, op2: u8) -> Option<u64> {
             match (crm, op2) {
                 $($(($crm, $op2) => {
                     let value: u64;
-                    // SAFETY: a read of the ID space (Arm ARM D18.3) has no effect; unallocated
+                    // SAFETY: a read of the ID space (op0 3, op1 0, CRn 0) has no effect; unallocated
                     // encodings in it read as zero.
                     unsafe {
                         core::arch::asm!(

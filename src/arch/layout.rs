@@ -1,5 +1,5 @@
-//! EL2's virtual address space. Physical and virtual addresses never coincide, so that one used for
-//! the other faults at once.
+//! EL2's virtual address space, and the registers that define it. Physical and virtual addresses
+//! never coincide, so that one used for the other faults at once.
 //!
 //! | virtual | what | attributes |
 //! |---|---|---|
@@ -39,7 +39,7 @@ pub mod descriptor {
     pub const BLOCK: u64 = 0b01;
     const NORMAL: u64 = 1 << 2;
     const DEVICE: u64 = 0 << 2;
-    /// AP\[1\], RES1 where there is one privilege level.
+    /// AP\[1\], RES1 in a regime of one privilege level.
     const AP1: u64 = 1 << 6;
     const READ_ONLY: u64 = 1 << 7;
     const INNER_SHAREABLE: u64 = 3 << 8;
@@ -61,9 +61,11 @@ pub mod descriptor {
 
 /// MAIR_EL2: attribute 0 is Device-nGnRE, attribute 1 normal write-back.
 pub const MAIR: u64 = 0xff04;
-/// TCR_EL2 without PS: 48-bit space, 4 KiB granule, inner-shareable write-back walks, RES1 set.
+/// TCR_EL2 without PS, which `entry.S` takes from ID_AA64MMFR0_EL1: RES1 (31 and 23), TG0 = 4 KiB,
+/// SH0 inner shareable, ORGN0 and IRGN0 write-back, T0SZ 16: 48 bits.
 pub const TCR: u64 = (1 << 31) | (1 << 23) | (3 << 12) | (1 << 10) | (1 << 8) | 16;
-/// SCTLR_EL2 with everything off: the RES1 bits.
+/// SCTLR_EL2 with everything off: the RES1 bits (29, 28, 23, 22, 18, 16, 11, 5, 4).
 pub const SCTLR_OFF: u64 = 0x30c5_0830;
-/// SCTLR_EL2: MMU, caches, stack alignment check, and no execution of writable memory (WXN).
+/// SCTLR_EL2 of a running EL2: MMU (M), caches (C, I), stack alignment check (SA), and no execution
+/// of writable memory (WXN).
 pub const SCTLR_ON: u64 = SCTLR_OFF | (1 << 19) | (1 << 12) | (1 << 3) | (1 << 2) | 1;

@@ -4,11 +4,17 @@ use super::gic::deactivate;
 use super::registers::{ICH_ELRSR_EL2, ICH_HCR_EL2, ICH_VTR_EL2};
 use crate::gic::{ListRegister, ListRegisters, Maintenance};
 
+/// ICH_HCR_EL2.En: the virtual CPU interface is on.
 const HCR_EN: u64 = 1;
+/// ICH_HCR_EL2.LRENPIE: maintenance while EOIcount is not zero.
 const HCR_LRENPIE: u64 = 1 << 2;
+/// ICH_HCR_EL2.NPIE: maintenance while no list register is pending.
 const HCR_NPIE: u64 = 1 << 3;
+/// ICH_HCR_EL2.TDIR: the guest's writes to ICC_DIR_EL1 trap.
 const HCR_TDIR: u64 = 1 << 14;
+/// ICH_HCR_EL2.EOIcount, five bits: ends of interrupts that were in no list register.
 const HCR_EOI_COUNT_SHIFT: u32 = 27;
+/// ICH_VTR_EL2.TDS: TDIR is there.
 const VTR_TDS: u64 = 1 << 19;
 
 /// This core's list registers.

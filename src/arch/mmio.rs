@@ -1,4 +1,5 @@
-//! Device registers.
+//! Device registers: volatile accesses of one width, checked to lie in their mapped frame. An access
+//! outside reads as zero and writes nothing.
 
 use super::{barrier, layout, mmu};
 use crate::drivers::registers::Registers;
@@ -18,8 +19,8 @@ impl Mmio {
     /// If EL2 cannot map them.
     ///
     /// # Safety
-    /// `pa` holds device registers, not RAM, and their only other user is no one: a write must not
-    /// be able to break what Rust relies on (DMA into memory not given to the device).
+    /// `pa` holds device registers, not RAM, and nobody else writes them. Whoever gets the value may
+    /// write any register: the device must do no DMA but into memory that was given to it.
     pub unsafe fn map(pa: Pa, len: usize) -> Result<Self, mmu::MapError> {
         mmu::map_device(pa, len as u64)?;
         Ok(Self { base: layout::device(pa), len })

@@ -1,4 +1,5 @@
-//! EL2's own stage 1: the boot code has mapped the image, this maps RAM and devices.
+//! EL2's own stage 1 (TTBR0_EL2, VMSAv8-64): the boot code has mapped the image, this maps RAM and
+//! devices into the windows of [`super::layout`].
 //!
 //! Mappings are only ever added, at boot, by one core; nothing is changed while it is live, so no
 //! break-before-make and no TLB maintenance is needed.

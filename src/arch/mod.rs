@@ -1,15 +1,22 @@
-//! EL2 only: what runs on the bare core. Nothing outside this folder, `main.rs` and the EL2 tests
-//! may name it.
+//! EL2 only: what runs on the bare core. Nothing outside this folder, the image (`main.rs`,
+//! `bringup/`) and the EL2 tests may name it; on a host it does not exist. All of it may be unsafe,
+//! and everything here that can be portable is elsewhere.
 //!
-//! - [`boot`]: from the Image header to Rust; [`layout`]: where EL2 sees what
-//! - [`barrier`]: barriers by name; [`mmu`]: EL2's own stage 1; [`cache`]: cache maintenance and bulk zeroing
-//! - [`exception`]: vectors in, the vCPU to resume out; [`interrupts`]: physical interrupts;
-//!   [`fault`]: EL2's own faults
-//! - [`guest`]: a guest on this core, started, run, ended; [`el1`]: its EL1 registers and its traps;
-//!   [`stage2`]: its address space; [`core`]: this core as the portable exit handling sees it
-//! - [`gic`]: the physical GICv3; [`list_registers`]: what it lends the virtual one;
-//!   [`timer`]: the counter and EL2's timer; [`id_registers`], [`registers`]: by name
-//! - [`console`]: the log's way out; [`mmio`]: device registers; [`firmware`]: PSCI by SMC
+//! | step | module |
+//! |---|---|
+//! | Reset to Rust | [`boot`], with the assembly in `boot/` |
+//! | EL2's own address space | [`layout`]: where EL2 sees what, and its registers; [`mmu`]: RAM and devices mapped |
+//! | Caches and ordering | [`cache`]: maintenance and bulk zeroing; [`barrier`]: barriers by name |
+//! | A guest on this core | [`guest`]: started, run, ended; [`el1`]: its EL1 registers and its traps; [`stage2`]: its address space |
+//! | Exits | [`exception`]: vectors in, the vCPU to resume out; [`core`]: this core as the portable exit handling sees it |
+//! | Interrupts | [`interrupts`]: physical ones served; [`gic`]: the physical GICv3; [`list_registers`]: what it lends the virtual one |
+//! | Time | [`timer`]: the counter and EL2's timer; [`pmu`]: instructions counted |
+//! | Registers by name | [`registers`], [`id_registers`]; the rest is in the `aarch64-cpu` crate |
+//! | The board | [`mmio`]: device registers; [`console`]: the log's way out; [`firmware`]: PSCI by SMC |
+//! | EL2's own faults | [`fault`]: a dump and a reset; and probes, which may fault |
+//!
+//! Names are those of the Arm Architecture Reference Manual (DDI 0487, "Arm ARM") and of the GIC
+//! architecture (IHI 0069). A register is cited by its name, which every issue of them keeps.
 #![allow(unsafe_code)]
 
 pub mod barrier;

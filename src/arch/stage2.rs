@@ -1,4 +1,5 @@
-//! The stage-2 registers, and the TLB maintenance that stage-2 tables ask for.
+//! The stage-2 registers, and the TLB maintenance that stage-2 tables ask for. The tables themselves
+//! are portable: [`crate::memory::stage2`].
 
 use core::arch::asm;
 
@@ -16,7 +17,7 @@ pub struct Registers {
 }
 
 impl Registers {
-    /// Those of a guest with these tables.
+    /// Those of a guest with these tables. VMIDs have 8 bits, which every core has.
     pub fn new(tables: &Stage2<'_>) -> Self {
         Self { vtcr: tables.geometry().vtcr(VmidBits::Eight), vttbr: tables.vttbr() }
     }
@@ -66,6 +67,8 @@ impl Tlb for Tlbs {
         barrier::tables_written();
     }
 
+    /// TLBI IPAS2E1IS drops the stage-2 entry of the IPA only. Entries that combine both stages are
+    /// known by virtual addresses, so all of the VMID's go after it (TLBI VMALLE1IS).
     fn invalidate_ipa(&self, vmid: Vmid, ipa: Ipa) {
         Self::with_vmid(vmid, || {
             // SAFETY: dropping TLB entries is always allowed. The operand is IPA[51:12].

@@ -1,4 +1,5 @@
-//! The system counter, and EL2's own timer for polls and time-outs (CNTHP, PPI 26).
+//! The system counter, and EL2's own timer for polls and time-outs (CNTHP_*_EL2, PPI 26). The guest
+//! has the virtual and the EL1 physical timer to itself.
 
 use aarch64_cpu::registers::{CNTFRQ_EL0, CNTHP_CTL_EL2, CNTPCT_EL0, Readable, Writeable};
 
@@ -6,7 +7,7 @@ use super::barrier;
 use super::registers::CNTHP_CVAL_EL2;
 use crate::backend::clock::{Clock, Frequency, Ticks};
 
-/// The system counter.
+/// The system counter, CNTPCT_EL0.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Counter;
 
@@ -42,7 +43,7 @@ impl embedded_hal::delay::DelayNs for Counter {
 /// Interrupt of EL2's timer: the hypervisor physical timer's PPI (Arm BSA).
 pub const TIMER_INTID: u32 = 26;
 
-/// Raises the timer interrupt at `deadline`.
+/// Raises the timer interrupt at `deadline` (CNTHP_CTL_EL2.ENABLE, IMASK clear).
 pub fn wake_at(deadline: Ticks) {
     CNTHP_CVAL_EL2::set(deadline.0);
     CNTHP_CTL_EL2.set(1);

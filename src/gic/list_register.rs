@@ -19,7 +19,7 @@ const PINTID_SHIFT: u32 = 32;
 /// `ICH_LR<n>_EL2` has 13 bits; INTIDs of physical PPIs and SPIs need 10.
 const PINTID_MASK: u64 = 0x3ff;
 
-/// The state of a listed interrupt, ``ICH_LR<n>_EL2.State``.
+/// The state of a listed interrupt, `ICH_LR<n>_EL2.State`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum State {
     /// The list register is free.
