@@ -27,6 +27,13 @@ pub fn after_register_read() {
     unsafe { asm!("dmb oshld", options(nostack, preserves_flags)) }
 }
 
+/// Memory accesses before are seen by any observer, devices included, before those after.
+#[inline(always)]
+pub fn with_devices() {
+    // SAFETY: as above.
+    unsafe { asm!("dmb osh", options(nostack, preserves_flags)) }
+}
+
 /// System-register writes before are in effect after (ISB).
 #[inline(always)]
 pub fn isb() {

@@ -93,4 +93,21 @@ impl Registers for Mmio {
         barrier::before_doorbell();
         self.write32_relaxed(offset, value);
     }
+
+    // Devices are observers in the outer shareable domain.
+
+    #[inline(always)]
+    fn order_dma_reads(&self) {
+        barrier::after_register_read();
+    }
+
+    #[inline(always)]
+    fn order_dma_writes(&self) {
+        barrier::before_doorbell();
+    }
+
+    #[inline(always)]
+    fn order_dma(&self) {
+        barrier::with_devices();
+    }
 }

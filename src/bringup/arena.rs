@@ -17,8 +17,17 @@ unsafe impl Sync for Arena {}
 static ARENA: Arena = Arena(UnsafeCell::new([MaybeUninit::uninit(); SIZE]));
 static USED: AtomicUsize = AtomicUsize::new(0);
 
-/// Moves `value` to where it can stay. `None` if there is no room left.
-pub(crate) fn place<T>(value: T) -> Option<&'static mut T> {
+/// Makes a value where it can stay. `None` if there is no room left, and then `make` is not called.
+///
+/// Inlined, as `make` should be, so that what is large is made in its place: the stack has no room
+/// for copies.
+#[inline(always)]
+pub(crate) fn place<T>(make: impl FnOnce() -> T) -> Option<&'static mut T> {
+    Some(room::<T>()?.write(make()))
+}
+
+/// Takes room for a `T`.
+fn room<T>() -> Option<&'static mut MaybeUninit<T>> {
     let base = ARENA.0.get().cast::<u8>();
     let taken = |used: usize| {
         let start = used.next_multiple_of(align_of::<T>());
@@ -33,6 +42,5 @@ pub(crate) fn place<T>(value: T) -> Option<&'static mut T> {
     let place = unsafe { base.add(start) }.cast::<MaybeUninit<T>>();
     // SAFETY: start..end lies in the arena, is aligned for T since the arena is to 64 bytes, and was
     // taken from `USED` by this call alone; as MaybeUninit it needs no value yet.
-    let place = unsafe { &mut *place };
-    Some(place.write(value))
+    Some(unsafe { &mut *place })
 }

@@ -91,7 +91,7 @@ pub(super) fn run(boot: BootInfo, board: Board<'static>, tree: PaRange) -> ! {
         layout::RAM,
         vm.devices(),
     );
-    let Some(scratch) = place([0u8; GUEST_FDT_LEN]) else {
+    let Some(scratch) = place(|| [0u8; GUEST_FDT_LEN]) else {
         stop(format_args!("EL2's arena is too small for a device tree"));
     };
     let plan = Plan { modules, scratch, stage2: stage2::Registers::new(&stage2), gic };
@@ -113,7 +113,7 @@ fn machine(
     limits: Limits,
     clock: Pl031,
 ) -> Option<&'static mut Vm<'static>> {
-    place(Vm::new("vm0", memory, limits, Vgic::new(1), clock))
+    place(|| Vm::new("vm0", memory, limits, Vgic::new(1), clock))
 }
 
 #[inline(never)]
@@ -123,7 +123,7 @@ fn seat(
     plan: Plan,
 ) -> Option<&'static mut Seat> {
     let vcpu = Vcpu::new(VcpuIndex::BOOT, vm, ExitCounts::default());
-    place(Seat { vcpu, core: Core::new(), doorbells, plan })
+    place(|| Seat { vcpu, core: Core::new(), doorbells, plan })
 }
 
 /// The board's disk, as the guest's first virtio device.
@@ -138,8 +138,8 @@ fn plug_disk(
         log::info!("no disk: the guest runs without");
         return;
     };
-    let plugged = place(disk)
-        .and_then(|disk| place(Block::new(disk)))
+    let plugged = place(|| disk)
+        .and_then(|disk| place(|| Block::new(disk)))
         .and_then(|block| vm.plug(MmioTransport::new(block, vm.memory.clone())));
     if plugged.is_none() {
         stop(format_args!("EL2's arena is too small for the disk"));
