@@ -22,14 +22,17 @@ use crate::vm::host::{GuestVectors, Host};
 /// bounds how late a time-out is noticed; completions come with an interrupt.
 const TICK: Duration = Duration::from_millis(100);
 
+/// Later than any time that comes.
+const NEVER: Ticks = Ticks(u64::MAX);
+
 /// One core at EL2.
 #[derive(Debug)]
 pub struct Core {
     lrs: GicV3ListRegisters,
     tick: Ticks,
     features: PstateFeatures,
-    /// EL2's timer is set.
-    ticking: bool,
+    /// When EL2's timer fires; [`NEVER`] if it does not.
+    wake: Ticks,
     /// The guest's console has taken input, and the board's may have more for it.
     pub(super) input_wanted: bool,
 }
@@ -42,14 +45,14 @@ impl Core {
             lrs: GicV3ListRegisters::new(),
             tick: timer::Counter.frequency().ticks(TICK),
             features: PstateFeatures::from_id_registers(pfr1, mmfr1),
-            ticking: false,
+            wake: NEVER,
             input_wanted: false,
         }
     }
 
     /// EL2's timer has fired.
-    pub(super) fn tick_is_over(&mut self) {
-        self.ticking = false;
+    pub(super) fn timer_has_fired(&mut self) {
+        self.wake = NEVER;
         timer::never_wake();
     }
 }
@@ -153,9 +156,13 @@ impl Host for Core {
     }
 
     fn keep_polling(&mut self) {
-        if !self.ticking {
-            self.ticking = true;
-            timer::wake_at(self.now().after(self.tick));
+        self.wake_at(self.now().after(self.tick));
+    }
+
+    fn wake_at(&mut self, deadline: Ticks) {
+        if deadline < self.wake {
+            self.wake = deadline;
+            timer::wake_at(deadline);
         }
     }
 }

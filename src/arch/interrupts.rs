@@ -5,7 +5,6 @@ use super::mmio::Mmio;
 use super::{console, gic, timer};
 use crate::backend::serial::Serial;
 use crate::gic::{IntId, VcpuSet};
-use crate::vm::Host;
 
 /// Interrupts served in one go: a bound on what a screaming line costs the guest per exit.
 const BATCH: usize = 8;
@@ -81,11 +80,9 @@ pub(super) fn serve(seat: &mut Seat) {
                 gic::deactivate(intid);
             }
             timer::TIMER_INTID => {
-                seat.core.tick_is_over();
+                seat.core.timer_has_fired();
                 gic::deactivate(intid);
-                if vm.has_work_in_flight() {
-                    seat.core.keep_polling();
-                }
+                vm.on_timer(index, &mut seat.core);
             }
             _ => {
                 seat.vcpu.exits.doorbells += 1;

@@ -109,7 +109,7 @@ impl Vcpu<'_> {
             }
             Target::Rtc(offset) => {
                 self.exits.mmio += 1;
-                vm.rtc.lock().read(offset, width, host.now())
+                vm.with_rtc(self.index, host, |rtc, now| rtc.read(offset, width, now))
             }
         })
     }
@@ -153,7 +153,7 @@ impl Vcpu<'_> {
             }
             Target::Rtc(offset) => {
                 self.exits.mmio += 1;
-                vm.rtc.lock().write(offset, width, value, host.now());
+                vm.with_rtc(self.index, host, |rtc, now| rtc.write(offset, width, value, now));
             }
         }
         Access::Done(0)

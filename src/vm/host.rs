@@ -59,7 +59,12 @@ pub trait Host: IdRegisters {
     /// The guest's console had no room for input, and has again.
     fn input_wanted(&mut self);
 
-    /// Requests are in flight: see to it that the VM is polled before long, even if no interrupt
-    /// of a device asks for it.
+    /// Requests are in flight: see to it that [`Vm::on_timer`](super::Vm::on_timer) is called, and
+    /// the VM polled, before long, even if no interrupt of a device asks for it.
     fn keep_polling(&mut self);
+
+    /// See to it that [`Vm::on_timer`](super::Vm::on_timer) is called at `deadline` or soon after;
+    /// at once if it is over. Of several deadlines the first counts: the others are asked for again
+    /// then.
+    fn wake_at(&mut self, deadline: Ticks);
 }

@@ -14,6 +14,7 @@ use super::layout;
 use super::pl011::Pl011;
 use super::pl031::Pl031;
 use super::stats::ExitCounts;
+use crate::backend::clock::Ticks;
 use crate::cpu::GuestRegisters;
 use crate::cpu::sysreg::Limits;
 use crate::gic::{IntId, VcpuIndex, VcpuSet, Vgic};
@@ -37,7 +38,7 @@ pub struct Vm<'m> {
     /// Its console.
     uart: Mutex<Pl011>,
     /// Its clock.
-    pub(super) rtc: Mutex<Pl031>,
+    rtc: Mutex<Pl031>,
     /// Its virtio devices, by slot.
     slots: heapless::Vec<Mutex<MmioTransport<'m, 'm>>, MAX_DEVICES>,
     /// Slots with requests in flight, one bit each.
@@ -192,6 +193,33 @@ impl<'m> Vm<'m> {
         result
     }
 
+    /// Works on the clock, passes on what its interrupt line now is, and has the core come back when
+    /// its alarm is due.
+    pub(super) fn with_rtc<H: Host, T>(
+        &self,
+        vcpu: VcpuIndex,
+        host: &mut H,
+        work: impl FnOnce(&mut Pl031, Ticks) -> T,
+    ) -> T {
+        let now = host.now();
+        let mut rtc = self.rtc.lock();
+        let result = work(&mut rtc, now);
+        self.set_line(layout::RTC_SPI, rtc.interrupt_line(now), vcpu, host);
+        if let Some(deadline) = rtc.deadline(now) {
+            host.wake_at(deadline);
+        }
+        result
+    }
+
+    /// A time that was asked for by [`Host::wake_at`] or [`Host::keep_polling`] has come, or
+    /// another one. To be followed by [`Self::poll`].
+    pub fn on_timer<H: Host>(&self, vcpu: VcpuIndex, host: &mut H) {
+        self.with_rtc(vcpu, host, |_, _| ());
+        if self.has_work_in_flight() {
+            host.keep_polling();
+        }
+    }
+
     /// The line of a level-triggered device is `high` or low.
     fn set_line<H: Host>(&self, spi: u32, high: bool, vcpu: VcpuIndex, host: &mut H) {
         if let Some(intid) = IntId::spi(spi) {
@@ -211,6 +239,7 @@ impl<'m> Vm<'m> {
         }
         if quiet {
             self.with_uart(vcpu, host, |uart| *uart = Pl011::new());
+            self.with_rtc(vcpu, host, Pl031::reset);
             self.gic.lock().reset(vcpu, host.list_registers());
         }
         quiet

@@ -60,6 +60,13 @@ impl Pl031 {
         }
     }
 
+    /// The machine is reset: the alarm is off; the time goes on as it was set.
+    pub fn reset(&mut self, now: Ticks) {
+        self.compared = self.counter(now);
+        (self.load, self.matching) = (0, 0);
+        (self.raw, self.unmasked) = (false, false);
+    }
+
     /// The level of the interrupt line.
     pub fn interrupt_line(&mut self, now: Ticks) -> bool {
         self.compare(now);
@@ -267,6 +274,22 @@ mod tests {
         assert!(!clock.interrupt_line(at(2)));
         write(&mut clock, LR, EPOCH, 2);
         assert_eq!(clock.deadline(at(2)), Some(at(12)));
+    }
+
+    #[test]
+    fn a_reset_ends_the_alarm_and_keeps_the_time() {
+        let mut clock = clock();
+        write(&mut clock, LR, 500, 1);
+        write(&mut clock, IMSC, 1, 1);
+        write(&mut clock, MR, 502, 1);
+        assert!(clock.interrupt_line(at(3)));
+        clock.reset(at(4));
+        assert!(!clock.interrupt_line(at(5)));
+        assert_eq!(clock.deadline(at(5)), None);
+        for offset in [MR, LR, IMSC, RIS, MIS] {
+            assert_eq!(read(&mut clock, offset, 5), 0, "{offset:#x}");
+        }
+        assert_eq!(read(&mut clock, DR, 6), 505);
     }
 
     #[test]

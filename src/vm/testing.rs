@@ -140,6 +140,8 @@ pub(super) struct FakeHost {
     pub(super) transmitted: Vec<u8>,
     pub(super) input_wanted: usize,
     pub(super) keep_polling: usize,
+    /// The first deadline asked for since [`Machine::run_timer`].
+    pub(super) wake: Option<Ticks>,
 }
 
 impl FakeHost {
@@ -157,6 +159,7 @@ impl FakeHost {
             transmitted: vec![],
             input_wanted: 0,
             keep_polling: 0,
+            wake: None,
         }
     }
 }
@@ -210,6 +213,9 @@ impl Host for FakeHost {
     }
     fn keep_polling(&mut self) {
         self.keep_polling += 1;
+    }
+    fn wake_at(&mut self, deadline: Ticks) {
+        self.wake = Some(self.wake.map_or(deadline, |wake| wake.min(deadline)));
     }
 }
 
@@ -329,20 +335,16 @@ impl Machine {
         (next, self.vcpu.registers.get(x(0)))
     }
 
-    /// The guest takes and ends everything that is pending, lowest INTID first.
-    pub(super) fn drain(&mut self) -> Vec<u32> {
-        let mut taken = vec![];
-        while let Some(intid) = self.host.lrs.acknowledge() {
-            taken.push(intid);
-            self.host.lrs.end(intid);
-            // What follows the end of an interrupt at the latest: an exit.
-            let _ = self.vm.interrupt(VcpuIndex::BOOT, &mut self.host, |gic, _| {
-                gic.on_maintenance(VcpuIndex::BOOT);
-                crate::gic::VcpuSet::EMPTY
-            });
-            assert!(taken.len() < 100, "an interrupt is delivered for ever");
+    /// Time passes up to `now`, and the core's timer fires if it is due; whether it did.
+    pub(super) fn run_timer(&mut self, now: Ticks) -> bool {
+        self.host.now = now;
+        let due = self.host.wake.is_some_and(|wake| wake <= now);
+        if due {
+            self.host.wake = None;
+            self.vm.on_timer(self.vcpu.index, &mut self.host);
+            self.vm.poll(self.vcpu.index, &mut self.host);
         }
-        taken
+        due
     }
 
     /// Address of a register of a virtio slot.

@@ -95,3 +95,76 @@ fn a_reset_takes_the_console_as_it_was_made() {
     assert!(receive(&mut machine, b'b'));
     assert_eq!(machine.host.lrs.pending(), [UART_INTID]);
 }
+
+const RTC_INTID: u32 = layout::FIRST_SPI + layout::RTC_SPI;
+
+/// A register of the clock.
+fn rtc(offset: u64) -> u64 {
+    layout::RTC.raw() + offset
+}
+
+const MATCH: u64 = 0x04;
+const RTC_IMSC: u64 = 0x10;
+const RTC_RIS: u64 = 0x14;
+const RTC_ICR: u64 = 0x1C;
+
+/// `seconds` after the machine was made.
+fn at(seconds: u64) -> Ticks {
+    Ticks(seconds * HERTZ)
+}
+
+/// A machine with an alarm `seconds` after it was made.
+fn with_alarm(seconds: u64) -> Machine {
+    let mut machine = Machine::new(vec![]);
+    machine.set(rtc(MATCH), EPOCH as u32 + seconds as u32);
+    assert_eq!(machine.host.wake, None, "it is masked");
+    machine.set(rtc(RTC_IMSC), 1);
+    assert_eq!(machine.host.wake, Some(at(seconds)));
+    machine
+}
+
+#[test]
+fn an_alarm_interrupts_when_it_is_due_though_the_guest_does_nothing() {
+    let mut machine = with_alarm(5);
+    assert!(!machine.run_timer(Ticks(5 * HERTZ - 1)));
+    assert_eq!(machine.host.lrs.pending(), []);
+    assert!(machine.run_timer(at(5)));
+    assert_eq!(machine.host.lrs.pending(), [RTC_INTID]);
+    // It is over when the guest says so, and not asked for again.
+    machine.set(rtc(RTC_ICR), 1);
+    assert_eq!(machine.host.lrs.pending(), []);
+    machine.set(rtc(RTC_IMSC), 0);
+    machine.host.wake = None;
+    assert!(!machine.run_timer(at(6)));
+}
+
+#[test]
+fn a_wake_that_is_early_asks_for_the_alarm_again() {
+    let mut machine = with_alarm(5);
+    machine.host.wake_at(at(1));
+    assert!(machine.run_timer(at(1)));
+    assert_eq!(machine.host.lrs.pending(), []);
+    assert_eq!(machine.host.wake, Some(at(5)));
+}
+
+#[test]
+fn an_alarm_that_is_over_when_it_is_unmasked_interrupts_at_once() {
+    let mut machine = Machine::new(vec![]);
+    machine.set(rtc(MATCH), EPOCH as u32 + 1);
+    machine.host.now = at(3);
+    assert_eq!(machine.get(rtc(RTC_RIS)), 1);
+    assert_eq!(machine.host.lrs.pending(), []);
+    machine.set(rtc(RTC_IMSC), 1);
+    assert_eq!(machine.host.lrs.pending(), [RTC_INTID]);
+}
+
+#[test]
+fn a_reset_ends_an_alarm() {
+    let mut machine = with_alarm(5);
+    assert!(machine.run_timer(at(5)));
+    assert!(machine.vm.reset(machine.vcpu.index, &mut machine.host));
+    machine.enable_interrupts();
+    assert_eq!(machine.host.lrs.pending(), []);
+    assert_eq!((machine.get(rtc(RTC_IMSC)), machine.get(rtc(RTC_RIS))), (0, 0));
+    assert_eq!(machine.get(rtc(0)), EPOCH as u32 + 5);
+}
