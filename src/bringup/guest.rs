@@ -2,6 +2,8 @@
 //! of each kind the board can serve.
 #![allow(unsafe_code)]
 
+use core::time::Duration;
+
 use sparkler::arch::boot::BootInfo;
 use sparkler::arch::core::Core;
 use sparkler::arch::gic::{MAINTENANCE_INTID, PhysicalGic, REDISTRIBUTOR_SIZE};
@@ -19,6 +21,7 @@ use sparkler::fdt::{Board, Gic, Module, Trigger};
 use sparkler::gic::{VcpuIndex, Vgic};
 use sparkler::memory::stage2::{Attributes, Geometry, Stage2, Vmid};
 use sparkler::memory::{FramePool, GuestMemory, PAGE_SIZE, PaRange, RamMap, SharedSlice};
+use sparkler::rate_limit::RateLimit;
 use sparkler::virtio::MmioTransport;
 use sparkler::virtio::devices::block::Block;
 use sparkler::vm::loader::Modules;
@@ -35,6 +38,10 @@ static BUILTIN: &[u8] = include_bytes!(env!("SPARKLER_BUILTIN"));
 const BLOCK: u64 = 0x20_0000;
 /// EL2's pool: stage-2 tables, DMA memory of the drivers, the built-in guest's file.
 const POOL: u64 = BLOCK;
+/// Log lines a guest can cause at once.
+const WARNING_BURST: u32 = 10;
+/// How often it can cause another.
+const WARNING_INTERVAL: Duration = Duration::from_secs(10);
 /// PL031 register offsets end here.
 const RTC_SIZE: usize = 0x1000;
 
@@ -113,7 +120,9 @@ fn machine(
     limits: Limits,
     clock: Pl031,
 ) -> Option<&'static mut Vm<'static>> {
-    place(|| Vm::new("vm0", memory, limits, Vgic::new(1), clock))
+    let interval = Counter.frequency().ticks(WARNING_INTERVAL);
+    let log_limit = RateLimit::new(WARNING_BURST, interval);
+    place(|| Vm::new("vm0", memory, limits, Vgic::new(1), clock, log_limit))
 }
 
 #[inline(never)]

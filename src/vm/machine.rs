@@ -7,6 +7,7 @@
 #[cfg(test)]
 mod tests;
 
+use core::fmt;
 use core::sync::atomic::{AtomicU32, Ordering};
 
 use super::host::Host;
@@ -19,8 +20,9 @@ use crate::cpu::GuestRegisters;
 use crate::cpu::sysreg::Limits;
 use crate::gic::{IntId, VcpuIndex, VcpuSet, Vgic};
 use crate::memory::GuestMemory;
+use crate::rate_limit::RateLimit;
 use crate::sync::Mutex;
-use crate::virtio::{MmioTransport, WriteOutcome};
+use crate::virtio::{MmioTransport, Status, WriteOutcome};
 
 /// Virtio devices one VM can have.
 pub const MAX_DEVICES: usize = 8;
@@ -43,16 +45,20 @@ pub struct Vm<'m> {
     slots: heapless::Vec<Mutex<MmioTransport<'m, 'm>>, MAX_DEVICES>,
     /// Slots with requests in flight, one bit each.
     in_flight: AtomicU32,
+    /// How much of what the guest causes is logged.
+    log_limit: Mutex<RateLimit>,
 }
 
 impl<'m> Vm<'m> {
-    /// A machine without virtio devices.
+    /// A machine without virtio devices. No more of what the guest causes is logged than `log_limit`
+    /// admits.
     pub fn new(
         name: &'static str,
         memory: GuestMemory<'m>,
         limits: Limits,
         gic: Vgic,
         rtc: Pl031,
+        log_limit: RateLimit,
     ) -> Self {
         Self {
             name,
@@ -63,6 +69,7 @@ impl<'m> Vm<'m> {
             rtc: Mutex::new(rtc),
             slots: heapless::Vec::new(),
             in_flight: AtomicU32::new(0),
+            log_limit: Mutex::new(log_limit),
         }
     }
 
@@ -109,11 +116,39 @@ impl<'m> Vm<'m> {
         } else if self.in_flight.load(Ordering::Relaxed) & bit != 0 {
             self.in_flight.fetch_and(!bit, Ordering::Relaxed);
         }
-        if device.take_interrupt()
-            && let Some(intid) = IntId::spi(layout::VIRTIO_SPI + slot as u32)
-        {
-            self.interrupt(vcpu, host, |gic, _| gic.pulse(intid));
+        if device.take_interrupt() {
+            // Told by an interrupt, and thus once for each time it happens.
+            if device.status().contains(Status::DEVICE_NEEDS_RESET) {
+                self.report_fault(slot, device, host.now());
+            }
+            if let Some(intid) = IntId::spi(layout::VIRTIO_SPI + slot as u32) {
+                self.interrupt(vcpu, host, |gic, _| gic.pulse(intid));
+            }
         }
+    }
+
+    /// Logs why a device needs a reset.
+    #[cold]
+    fn report_fault(&self, slot: usize, device: &MmioTransport<'m, 'm>, now: Ticks) {
+        match device.fault() {
+            Some(fault) => {
+                self.warn(now, format_args!("virtio device {slot} needs a reset: {fault:?}"));
+            }
+            None => {
+                self.warn(now, format_args!("virtio device {slot} cannot work as it is set up"))
+            }
+        }
+    }
+
+    /// Logs what the guest has caused, unless it causes too much.
+    #[cold]
+    pub fn warn(&self, now: Ticks, what: fmt::Arguments<'_>) {
+        let admitted = self.log_limit.lock().admit(now);
+        let Some(refused) = admitted else { return };
+        if refused != 0 {
+            log::warn!("{}: {refused} more warnings are not shown", self.name);
+        }
+        log::warn!("{}: {what}", self.name);
     }
 
     /// Collects what physical devices have finished, for all slots with requests in flight.

@@ -18,6 +18,7 @@ use crate::cpu::{Pstate, Register, Width};
 use crate::gic::{ListRegister, ListRegisters, Maintenance, State, VcpuIndex, Vgic};
 use crate::memory::testing::ram;
 use crate::memory::{GuestMemory, Ipa};
+use crate::rate_limit::RateLimit;
 use crate::virtio::devices::block::Block;
 use crate::virtio::{Features, MmioTransport};
 
@@ -25,6 +26,8 @@ use crate::virtio::{Features, MmioTransport};
 pub(super) const RAM_SIZE: usize = 0x1_0000;
 /// Ticks a second.
 pub(super) const HERTZ: u64 = 1000;
+/// Log lines a test guest can cause at once.
+pub(super) const WARNINGS: u32 = 3;
 /// What the clock showed when the machine was made.
 pub(super) const EPOCH: u64 = 1_700_000_000;
 /// Where a test guest is when nothing else is said.
@@ -244,7 +247,8 @@ impl Machine {
         assert!(memory.add(layout::RAM, ram(0x9_8000_0000, RAM_SIZE)).is_ok());
         let limits = Limits { ipa_bits: 40, gic_system_registers: true };
         let clock = Pl031::new(EPOCH, Ticks(0), Frequency::new(HERTZ as u32).unwrap());
-        let mut vm = Vm::new("test", memory.clone(), limits, Vgic::new(1), clock);
+        let log_limit = RateLimit::new(WARNINGS, Ticks(10 * HERTZ));
+        let mut vm = Vm::new("test", memory.clone(), limits, Vgic::new(1), clock, log_limit);
         for disk in disks {
             let block = Box::leak(Box::new(Block::new(Box::leak(disk))));
             vm.plug(MmioTransport::new(block, memory.clone())).unwrap();
@@ -438,4 +442,31 @@ impl BlockBackend<'static> for HeldDisk {
     fn in_flight(&self) -> usize {
         self.get().waiting.len() + self.get().finished.len()
     }
+}
+
+thread_local! {
+    static LOGGED: RefCell<Vec<String>> = const { RefCell::new(vec![]) };
+}
+
+struct Logger;
+
+impl log::Log for Logger {
+    fn enabled(&self, _: &log::Metadata<'_>) -> bool {
+        true
+    }
+    fn log(&self, record: &log::Record<'_>) {
+        let line = format!("{} {}", record.level(), record.args());
+        LOGGED.with_borrow_mut(|logged| logged.push(line));
+    }
+    fn flush(&self) {}
+}
+
+/// What `work` logs.
+pub(super) fn logged(work: impl FnOnce()) -> Vec<String> {
+    // The first test to come here sets it for all.
+    let _ = log::set_logger(&Logger);
+    log::set_max_level(log::LevelFilter::Info);
+    let before = LOGGED.with_borrow(Vec::len);
+    work();
+    LOGGED.with_borrow_mut(|logged| logged.split_off(before))
 }

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::cpu::Width;
+use crate::virtio::testing::Driver;
 use crate::vm::testing::*;
 
 const UART_INTID: u32 = layout::FIRST_SPI + layout::UART_SPI;
@@ -167,4 +168,62 @@ fn a_reset_ends_an_alarm() {
     assert_eq!(machine.host.lrs.pending(), []);
     assert_eq!((machine.get(rtc(RTC_IMSC)), machine.get(rtc(RTC_RIS))), (0, 0));
     assert_eq!(machine.get(rtc(0)), EPOCH as u32 + 5);
+}
+
+const QUEUE_NOTIFY: u64 = 0x50;
+const STATUS: u64 = 0x70;
+const NEEDS_RESET: u32 = 0x40;
+const VIRTIO_INTID: u32 = layout::FIRST_SPI + layout::VIRTIO_SPI;
+
+/// The guest brings its disk up and breaks it: the head it offers is none.
+fn break_disk(machine: &mut Machine) {
+    let mut driver = Driver::new(machine.vm.memory.clone(), 8);
+    machine.bring_up(0, &driver);
+    driver.offer(8);
+    machine.set(Machine::virtio(0, QUEUE_NOTIFY), 0);
+    assert_eq!(machine.get(Machine::virtio(0, STATUS)), 15 | NEEDS_RESET);
+}
+
+#[test]
+fn a_broken_device_is_logged_once_with_the_reason() {
+    let (mut machine, _) = Machine::with_held_disk();
+    let logged = logged(|| {
+        break_disk(&mut machine);
+        for _ in 0..3 {
+            machine.set(Machine::virtio(0, QUEUE_NOTIFY), 0);
+        }
+        machine.vm.poll(machine.vcpu.index, &mut machine.host);
+    });
+    assert_eq!(logged, ["WARN test: virtio device 0 needs a reset: DescriptorIndex"]);
+    assert_eq!(machine.host.lrs.pending(), [VIRTIO_INTID]);
+}
+
+#[test]
+fn a_queue_that_cannot_work_is_logged_too() {
+    let (mut machine, _) = Machine::with_held_disk();
+    let logged = logged(|| {
+        for (offset, value) in
+            [(0x70, 3), (0x24, 1), (0x20, 1), (0x70, 11), (0x30, 0), (0x38, 3), (0x44, 1)]
+        {
+            machine.set(Machine::virtio(0, offset), value);
+        }
+        machine.set(Machine::virtio(0, STATUS), 15);
+    });
+    assert_eq!(logged, ["WARN test: virtio device 0 needs a reset: Size"]);
+}
+
+#[test]
+fn a_guest_that_breaks_its_device_for_ever_does_not_flood_the_log() {
+    let (mut machine, _) = Machine::with_held_disk();
+    let first = logged(|| (0..100).for_each(|_| break_disk(&mut machine)));
+    assert_eq!(first.len(), WARNINGS as usize);
+    machine.host.now = at(10);
+    let later = logged(|| break_disk(&mut machine));
+    assert_eq!(
+        later,
+        [
+            "WARN test: 97 more warnings are not shown",
+            "WARN test: virtio device 0 needs a reset: DescriptorIndex"
+        ]
+    );
 }
