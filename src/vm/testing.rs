@@ -233,6 +233,22 @@ pub(super) enum Seen {
     Exception(u64),
 }
 
+/// A VM that has RAM and no devices.
+pub(super) fn vm() -> Vm<'static> {
+    let mut memory = GuestMemory::new();
+    assert!(memory.add(layout::RAM, ram(0x9_8000_0000, RAM_SIZE)).is_ok());
+    let limits = Limits { ipa_bits: 40, gic_system_registers: true };
+    let clock = Pl031::new(EPOCH, Ticks(0), Frequency::new(HERTZ as u32).unwrap());
+    let log_limit = RateLimit::new(WARNINGS, Ticks(10 * HERTZ));
+    Vm::new("test", memory, limits, Vgic::new(1), clock, log_limit)
+}
+
+/// Gives `vm` a block device; its slot, if there was one.
+pub(super) fn plug(vm: &mut Vm<'static>, disk: Box<dyn BlockBackend<'static>>) -> Option<usize> {
+    let block = Box::leak(Box::new(Block::new(Box::leak(disk))));
+    vm.plug(MmioTransport::new(block, vm.memory.clone()))
+}
+
 /// A VM with one vCPU on a core.
 pub(super) struct Machine {
     pub(super) vm: &'static Vm<'static>,
@@ -243,15 +259,9 @@ pub(super) struct Machine {
 impl Machine {
     /// A machine with a block device for each of `disks`.
     pub(super) fn new(disks: Vec<Box<dyn BlockBackend<'static>>>) -> Self {
-        let mut memory = GuestMemory::new();
-        assert!(memory.add(layout::RAM, ram(0x9_8000_0000, RAM_SIZE)).is_ok());
-        let limits = Limits { ipa_bits: 40, gic_system_registers: true };
-        let clock = Pl031::new(EPOCH, Ticks(0), Frequency::new(HERTZ as u32).unwrap());
-        let log_limit = RateLimit::new(WARNINGS, Ticks(10 * HERTZ));
-        let mut vm = Vm::new("test", memory.clone(), limits, Vgic::new(1), clock, log_limit);
+        let mut vm = vm();
         for disk in disks {
-            let block = Box::leak(Box::new(Block::new(Box::leak(disk))));
-            vm.plug(MmioTransport::new(block, memory.clone())).unwrap();
+            plug(&mut vm, disk).unwrap();
         }
         let vm = Box::leak(Box::new(vm));
         let mut vcpu = Vcpu::new(VcpuIndex::BOOT, vm, ExitCounts::default());

@@ -227,3 +227,133 @@ fn a_guest_that_breaks_its_device_for_ever_does_not_flood_the_log() {
         ]
     );
 }
+
+/// Offers one read of a sector on the disk in `slot`, whose driver is in `part` of RAM.
+fn request(machine: &mut Machine, driver: &mut Driver<'_>, slot: u64) {
+    let ram = layout::RAM.raw();
+    driver.put(ram + 0x4000, &[0; 16]);
+    let head = 3 * driver.available % driver.size;
+    let data = ram + 0x5000 + 0x200 * slot;
+    driver.chain(head, &[(ram + 0x4000, 16, false), (data, 512, true), (ram + 0x6000, 1, true)]);
+    driver.offer(head);
+    machine.set(Machine::virtio(slot, QUEUE_NOTIFY), 0);
+}
+
+fn poll(machine: &mut Machine) {
+    machine.vm.poll(machine.vcpu.index, &mut machine.host);
+}
+
+/// Two disks, brought up, and the drivers of both.
+fn two_disks() -> (Machine, [HeldDisk; 2], [Driver<'static>; 2]) {
+    let disks = [HeldDisk::default(), HeldDisk::default()];
+    let mut machine = Machine::new(vec![Box::new(disks[0].clone()), Box::new(disks[1].clone())]);
+    let memory = &machine.vm.memory;
+    let mut drivers = [Driver::new(memory.clone(), 8), Driver::new(memory.clone(), 8)];
+    let areas = &mut drivers[1].areas;
+    for area in [&mut areas.descriptor, &mut areas.driver, &mut areas.device] {
+        *area += 0x800;
+    }
+    machine.bring_up(0, &drivers[0]);
+    machine.bring_up(1, &drivers[1]);
+    (machine, disks, drivers)
+}
+
+#[test]
+fn a_device_is_polled_until_its_last_request_is_back_and_no_longer() {
+    let (mut machine, disks, mut drivers) = two_disks();
+    assert!(!machine.vm.has_work_in_flight());
+    for _ in 0..2 {
+        request(&mut machine, &mut drivers[0], 0);
+    }
+    request(&mut machine, &mut drivers[1], 1);
+    assert!(machine.vm.has_work_in_flight());
+    assert_eq!(machine.host.keep_polling, 1, "once, when the first one began");
+
+    disks[0].finish();
+    poll(&mut machine);
+    assert!(machine.vm.has_work_in_flight());
+    assert_eq!((drivers[0].used_idx(), drivers[1].used_idx()), (1, 0));
+    disks[0].finish();
+    poll(&mut machine);
+    let polls = disks[0].get().polls;
+    poll(&mut machine);
+    assert_eq!(disks[0].get().polls, polls, "it has nothing to give");
+    assert!(machine.vm.has_work_in_flight(), "the other disk has");
+
+    disks[1].finish();
+    poll(&mut machine);
+    assert!(!machine.vm.has_work_in_flight());
+    assert_eq!((drivers[0].used_idx(), drivers[1].used_idx()), (2, 1));
+    assert_eq!(machine.host.lrs.pending(), [VIRTIO_INTID, VIRTIO_INTID + 1]);
+
+    request(&mut machine, &mut drivers[1], 1);
+    assert_eq!(machine.host.keep_polling, 2);
+}
+
+#[test]
+fn the_timer_asks_for_itself_again_while_requests_are_in_flight() {
+    let (mut machine, disks, mut drivers) = two_disks();
+    request(&mut machine, &mut drivers[1], 1);
+    machine.host.wake_at(at(1));
+    assert!(machine.run_timer(at(1)));
+    assert_eq!(machine.host.keep_polling, 2);
+    disks[1].finish();
+    machine.host.wake_at(at(2));
+    assert!(machine.run_timer(at(2)));
+    assert_eq!((machine.host.keep_polling, drivers[1].used_idx()), (3, 1));
+    machine.host.wake_at(at(3));
+    assert!(machine.run_timer(at(3)));
+    assert_eq!(machine.host.keep_polling, 3);
+}
+
+#[test]
+fn a_machine_is_not_reset_before_the_last_disk_has_let_go() {
+    let (mut machine, disks, mut drivers) = two_disks();
+    machine.set(uart(IMSC), RT);
+    for _ in 0..2 {
+        request(&mut machine, &mut drivers[0], 0);
+    }
+    request(&mut machine, &mut drivers[1], 1);
+    let index = machine.vcpu.index;
+    let mut reset = |disk: Option<usize>| {
+        if let Some(disk) = disk {
+            disks[disk].finish();
+        }
+        let done = machine.vm.reset(index, &mut machine.host);
+        machine.vm.poll(index, &mut machine.host);
+        done
+    };
+    assert_eq!([None, Some(0), Some(1), None].map(&mut reset), [false; 4]);
+    assert!(reset(Some(0)));
+    assert!(!machine.vm.has_work_in_flight());
+    // Nothing of the old guest is left: no completion, no interrupt, no status, no mask.
+    assert_eq!((drivers[0].used_idx(), drivers[1].used_idx()), (0, 0));
+    machine.enable_interrupts();
+    assert_eq!(machine.host.lrs.pending(), []);
+    assert_eq!([0, 1].map(|slot| machine.get(Machine::virtio(slot, STATUS))), [0, 0]);
+    assert_eq!(machine.get(uart(IMSC)), 0);
+}
+
+#[test]
+fn a_completion_interrupts_once() {
+    let (mut machine, disks, mut drivers) = two_disks();
+    request(&mut machine, &mut drivers[0], 0);
+    disks[0].finish();
+    poll(&mut machine);
+    assert_eq!(machine.host.lrs.acknowledge(), Some(VIRTIO_INTID));
+    machine.host.lrs.end(VIRTIO_INTID);
+    poll(&mut machine);
+    let _ = machine.call(HVC, [0; 4]);
+    assert_eq!(machine.host.lrs.pending(), []);
+}
+
+#[test]
+fn devices_take_the_first_slots_until_all_are_taken() {
+    let mut full = vm();
+    for slot in 0..MAX_DEVICES {
+        assert_eq!(plug(&mut full, Box::new(HeldDisk::default())), Some(slot));
+    }
+    assert_eq!(plug(&mut full, Box::new(HeldDisk::default())), None);
+    assert_eq!(full.devices(), MAX_DEVICES);
+    assert!(full.slot(MAX_DEVICES - 1).is_some() && full.slot(MAX_DEVICES).is_none());
+}
