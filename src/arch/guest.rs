@@ -25,6 +25,15 @@ pub struct Plan {
     pub stage2: stage2::Registers,
     /// The board's interrupt controller.
     pub gic: PhysicalGic,
+    /// What this core does once the guest has ended for good, its devices quiet:
+    /// [`Next::PowerOff`] or [`Next::Stop`] says how. The core is at EL2, on its own stack.
+    pub on_end: fn(Next) -> !,
+}
+
+/// Turns the board off, however the guest ended: for a board with one guest.
+pub fn power_off(_: Next) -> ! {
+    firmware::power_off();
+    firmware::park()
 }
 
 /// A vCPU and the core it has to itself. The vectors know it by the address of its first field.
@@ -114,15 +123,13 @@ impl Seat {
                     "{name}: instructions: guest={below} el2={at_el2} (modulo 2^32; 0: not counted)"
                 );
                 self.quiesce();
-                firmware::power_off();
-                firmware::park()
+                (self.plan.on_end)(next)
             }
             Next::Stop(reason) => {
                 log::error!("{}: stopped: {reason}", self.vcpu.vm.name);
                 self.dump();
                 self.quiesce();
-                firmware::power_off();
-                firmware::park()
+                (self.plan.on_end)(next)
             }
         }
     }
@@ -141,8 +148,7 @@ impl Seat {
         self.quiesce();
         if let Err(error) = self.load() {
             log::error!("{}: cannot be started again: {error}", self.vcpu.vm.name);
-            firmware::power_off();
-            firmware::park()
+            (self.plan.on_end)(Next::Stop("it cannot be started again"))
         }
         self
     }

@@ -7,7 +7,7 @@ use core::time::Duration;
 use sparkler::arch::boot::BootInfo;
 use sparkler::arch::core::Core;
 use sparkler::arch::gic::{MAINTENANCE_INTID, PhysicalGic, REDISTRIBUTOR_SIZE};
-use sparkler::arch::guest::{Plan, Seat};
+use sparkler::arch::guest::{Plan, Seat, power_off};
 use sparkler::arch::interrupts::{
     Doorbell, MAX_DOORBELLS, PHYSICAL_TIMER_INTID, Source, VIRTUAL_TIMER_INTID,
 };
@@ -101,7 +101,8 @@ pub(super) fn run(boot: BootInfo, board: Board<'static>, tree: PaRange) -> ! {
     let Some(scratch) = place(|| [0u8; GUEST_FDT_LEN]) else {
         stop(format_args!("EL2's arena is too small for a device tree"));
     };
-    let plan = Plan { modules, scratch, stage2: stage2::Registers::new(&stage2), gic };
+    let stage2 = stage2::Registers::new(&stage2);
+    let plan = Plan { modules, scratch, stage2, gic, on_end: power_off };
     let Some(seat) = seat(vm, doorbells, plan) else {
         stop(format_args!("EL2's arena is too small for the vCPU"));
     };
