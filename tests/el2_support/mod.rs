@@ -1,10 +1,33 @@
 //! The bare-metal test harness: runs the listed functions, prints cargo's lines, ends QEMU.
-#![allow(dead_code, missing_docs)]
+#![allow(dead_code, missing_docs, unreachable_pub)]
+
+pub mod ram;
+
+use core::arch::asm;
+use core::cell::UnsafeCell;
 
 use semihosting::{print, println, process};
 
 /// A test: `Err` says what was wrong. A panic fails the whole program.
 pub type Test = fn() -> Result<(), &'static str>;
+
+/// The tests' stack. The boot stack belongs to the exits of the guests they run.
+#[repr(C, align(16))]
+struct Stack(UnsafeCell<[u8; 128 * 1024]>);
+
+// SAFETY: only its address is used.
+unsafe impl Sync for Stack {}
+
+static STACK: Stack = Stack(UnsafeCell::new([0; 128 * 1024]));
+
+/// Calls `main` on the tests' stack.
+pub fn on_own_stack(main: extern "C" fn() -> !) -> ! {
+    let top = STACK.0.get().addr() + size_of::<Stack>();
+    // SAFETY: the stack is used by nobody else, and what is on the present one is not needed again.
+    unsafe {
+        asm!("mov sp, {}", "mov x29, xzr", "br {}", in(reg) top, in(reg) main, options(noreturn))
+    }
+}
 
 /// Runs `tests` and ends QEMU with 0 if all passed.
 pub fn run(tests: &[(&str, Test)]) -> ! {
@@ -42,7 +65,10 @@ fn panic(info: &core::panic::PanicInfo<'_>) -> ! {
 macro_rules! el2_tests {
     ($($name:ident),* $(,)?) => {
         fn main(_: sparkler::arch::boot::BootInfo) -> ! {
-            el2_support::run(&[$((stringify!($name), $name)),*])
+            extern "C" fn tests() -> ! {
+                el2_support::run(&[$((stringify!($name), $name)),*])
+            }
+            el2_support::on_own_stack(tests)
         }
         sparkler::entry!(main);
     };
