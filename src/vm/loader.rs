@@ -46,6 +46,9 @@ impl fmt::Display for LoadError {
             Self::Kernel(ImageError::Truncated { expected }) => {
                 write!(f, "the kernel module is truncated: its headers tell of {expected} bytes")
             }
+            Self::Kernel(ImageError::Compressed) => {
+                write!(f, "the kernel module is compressed; an arm64 Image is needed")
+            }
             Self::Kernel(ImageError::Unsupported) => {
                 write!(f, "the kernel module is a big-endian or malformed Image")
             }
