@@ -3,9 +3,10 @@
 use core::fmt;
 
 use super::image::{ImageError, KernelImage};
+use crate::fdt::WriteError;
 use crate::memory::{GuestMemory, Ipa, SharedSlice};
 
-/// What is loaded is aligned to this.
+/// What is loaded is aligned to this, as the boot protocols of Linux and of device trees want it.
 const ALIGN: u64 = 0x20_0000;
 /// Where the ramdisk goes at the latest, from the start of RAM: as QEMU has it.
 const RAMDISK_OFFSET: u64 = 0x800_0000;
@@ -25,7 +26,7 @@ pub struct Modules<'m> {
 /// Why a VM cannot be loaded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LoadError {
-    /// The VM has no RAM.
+    /// The VM has no RAM, or not where it is needed.
     NoRam,
     /// The kernel file is not one.
     Kernel(ImageError),
@@ -36,6 +37,8 @@ pub enum LoadError {
         /// Bytes of RAM there are.
         ram: u64,
     },
+    /// The device tree cannot be written.
+    DeviceTree(WriteError),
 }
 
 impl fmt::Display for LoadError {
@@ -55,9 +58,10 @@ impl fmt::Display for LoadError {
             Self::TooLarge { needed, ram } => write!(
                 f,
                 "kernel, ramdisk and device tree need {} KiB of RAM, the VM has {} KiB",
-                needed / 1024,
+                needed.div_ceil(1024),
                 ram / 1024
             ),
+            Self::DeviceTree(error) => error.fmt(f),
         }
     }
 }
@@ -74,11 +78,12 @@ pub struct Placement {
 }
 
 impl Placement {
-    /// Finds room in `ram_size` bytes of RAM at `ram` for a kernel, a ramdisk of `ramdisk` bytes and
-    /// a device tree of `fdt` bytes.
+    /// Finds room in `ram_size` bytes of RAM at `ram`, a multiple of 2 MiB, for a kernel, a ramdisk
+    /// of `ramdisk` bytes and a device tree of up to `fdt` bytes, in this order. What is behind the
+    /// kernel begins at multiples of 2 MiB.
     ///
     /// # Errors
-    /// [`LoadError::TooLarge`].
+    /// [`LoadError::TooLarge`], with the least RAM that would do.
     pub fn plan(
         ram: Ipa,
         ram_size: u64,
@@ -88,21 +93,30 @@ impl Placement {
     ) -> Result<Self, LoadError> {
         // Below 4 KiB of offset, QEMU leaves 2 MiB free; boot loaders of old images rely on it.
         let start = if kernel.offset < 4096 { kernel.offset + ALIGN } else { kernel.offset };
-        let kernel_end = (start + kernel.memory).next_multiple_of(ALIGN);
+        let kernel_end = round_up(start.saturating_add(kernel.memory));
         let wish = (ram_size / 2).min(RAMDISK_OFFSET) & !(ALIGN - 1);
-        let tail = ramdisk.next_multiple_of(ALIGN) + fdt;
-        let ramdisk_at =
-            if wish >= kernel_end && wish + tail <= ram_size { wish } else { kernel_end };
-        let needed = ramdisk_at + tail;
-        if needed > ram_size {
+        let tail = round_up(ramdisk).saturating_add(fdt);
+        let fits = |ramdisk_at: u64| ramdisk_at.saturating_add(tail) <= ram_size;
+        let ramdisk_at = if wish >= kernel_end && fits(wish) { wish } else { kernel_end };
+        if !fits(ramdisk_at) {
+            let needed = ramdisk_at.saturating_add(tail);
             return Err(LoadError::TooLarge { needed, ram: ram_size });
         }
+        // Nothing here overflows: it is all inside the RAM.
         let at = |offset: u64| Ipa::new(ram.raw() + offset);
         Ok(Self {
             kernel: at(start),
             ramdisk: (ramdisk > 0).then(|| (at(ramdisk_at), at(ramdisk_at + ramdisk))),
-            fdt: at(ramdisk_at + ramdisk.next_multiple_of(ALIGN)),
+            fdt: at(ramdisk_at + round_up(ramdisk)),
         })
+    }
+}
+
+/// The next multiple of [`ALIGN`]; more than any RAM if there is none.
+const fn round_up(bytes: u64) -> u64 {
+    match bytes.checked_next_multiple_of(ALIGN) {
+        Some(rounded) => rounded,
+        None => u64::MAX,
     }
 }
 
@@ -116,7 +130,7 @@ pub fn load(
     modules: &Modules<'_>,
     memory: &GuestMemory<'_>,
     scratch: &mut [u8],
-    write_fdt: impl FnOnce(&Placement, &mut [u8]) -> Option<usize>,
+    write_fdt: impl FnOnce(&Placement, &mut [u8]) -> Result<usize, WriteError>,
     mut loaded: impl FnMut(SharedSlice<'_>),
 ) -> Result<Placement, LoadError> {
     let &(ram, region) = memory.regions().first().ok_or(LoadError::NoRam)?;
@@ -125,22 +139,31 @@ pub fn load(
     let ramdisk_len = modules.ramdisk.map_or(0, |ramdisk| ramdisk.len() as u64);
     let fdt_room = scratch.len() as u64;
     let placement = Placement::plan(ram, ram_size, kernel, ramdisk_len, fdt_room)?;
-    let too_large = LoadError::TooLarge { needed: ram_size.saturating_add(1), ram: ram_size };
 
-    let mut put = |at: Ipa, file: SharedSlice<'_>| {
-        let to = memory.slice(at, file.len()).map_err(|_| too_large)?;
-        to.copy_from(&file).ok_or(too_large)?;
-        loaded(to);
-        Ok(())
-    };
-    put(placement.kernel, modules.kernel)?;
+    put(modules.kernel, memory, placement.kernel, &mut loaded)?;
     if let (Some((at, _)), Some(ramdisk)) = (placement.ramdisk, modules.ramdisk) {
-        put(at, ramdisk)?;
+        put(ramdisk, memory, at, &mut loaded)?;
     }
-    let len = write_fdt(&placement, scratch).ok_or(too_large)?;
-    let to = memory.slice(placement.fdt, len).map_err(|_| too_large)?;
-    let tree = scratch.get(..len).ok_or(too_large)?;
-    to.write_bytes(0, tree).ok_or(too_large)?;
+    let len = write_fdt(&placement, scratch).map_err(LoadError::DeviceTree)?;
+    let tree = scratch.get(..len).ok_or(LoadError::DeviceTree(WriteError::Full))?;
+    let to = memory.slice(placement.fdt, len).map_err(|_| LoadError::NoRam)?;
+    to.write_bytes(0, tree).ok_or(LoadError::NoRam)?;
     loaded(to);
     Ok(placement)
 }
+
+/// Copies `file` to `at`, where there is RAM for it by the plan.
+fn put(
+    file: SharedSlice<'_>,
+    memory: &GuestMemory<'_>,
+    at: Ipa,
+    loaded: &mut impl FnMut(SharedSlice<'_>),
+) -> Result<(), LoadError> {
+    let to = memory.slice(at, file.len()).map_err(|_| LoadError::NoRam)?;
+    to.copy_from(&file).ok_or(LoadError::NoRam)?;
+    loaded(to);
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests;
