@@ -448,3 +448,5 @@ fn stores_to_stepped_registers_use_the_number_in_the_syndrome() {
     }
     assert_eq!(machine.host.transmitted, (b'A'..b'A' + 31).collect::<Vec<_>>());
 }
+
+mod random;
