@@ -1,0 +1,41 @@
+# shellcheck shell=bash
+# The EL2 image itself, as the linker left it.
+
+# panic_callers ELF: every function from which a panic can be reached by calls and branches. The search ends at functions
+# that work on device trees, the board's and ours: no guest has a say in those.
+panic_callers() {
+    local sysroot objdump
+    sysroot=$(rust_sysroot)
+    objdump=$(compgen -G "$sysroot/lib/rustlib/*/bin/llvm-objdump" | head -n 1)
+    LD_LIBRARY_PATH=$sysroot/lib "$objdump" -d --demangle --no-show-raw-insn --no-leading-addr "$1" | awk '
+        /^<.*>:$/ { name = substr($0, 2, length($0) - 3) }
+        $1 ~ /^(b|bl|b\..*|cbn?z|tbn?z)$/ && match($0, /<[^+]*>$/) {
+            callee = substr($0, RSTART + 1, RLENGTH - 2)
+            if (callee != name) callers[callee] = callers[callee] SUBSEP name
+        }
+        END {
+            for (callee in callers) if (callee ~ /panicking::panic_fmt$/) { found[callee] = 1; queue[count++] = callee }
+            for (i = 0; i < count; i++) {
+                print queue[i]
+                if (queue[i] ~ /sparkler::fdt::/) continue
+                split(callers[queue[i]], list, SUBSEP)
+                for (k in list) if (list[k] != "" && !(list[k] in found)) { found[list[k]] = 1; queue[count++] = list[k] }
+            }
+        }'
+}
+
+test_no_exit_can_panic() {
+    # The image may be the caller's own; what is looked at here is always this checkout's.
+    build_image "$dir/sparkler.img"
+    panic_callers "$target/$triple/release/sparkler" | sort >"$dir/callers"
+    cat -- "$dir/callers"
+    # The search has found something: the panics of the library.
+    expect_text "$dir/callers" 'core::panicking::panic_fmt'
+    # Left may be the core library, the reader of device trees, and what runs before a guest does.
+    local library='^(_\$LT\$)?core(::|\.\.)|^<char|^_\$LT\$\$RF\$T\$u20\$as\$u20\$core\.\.|dtoolkit'
+    local start='^sparkler_main|^at_link_address|^sparkler::(arch::boot|bringup|fdt)::'
+    if grep -Ev "$library|$start" "$dir/callers"; then
+        echo "these can panic, and may be reached from an exit"
+        return 1
+    fi
+}
