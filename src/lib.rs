@@ -29,6 +29,7 @@
 //! | [`drivers`] | polled drivers over two seams, registers and shared memory |
 //! | [`fdt`] | the board's device tree is read, the guest's is written |
 //! | [`vm`] | a machine: exits, bus, loader, emulated UART and clock |
+//! | [`sync`], [`rate_limit`] | locks; a bound on what a guest can have logged |
 //! | `bringup`, in the image | from the hand-over of the boot code to the guest |
 //!
 //! The image's `bringup` may use all rooms; `arch` uses the traits and types of the portable ones;
@@ -105,13 +106,14 @@
 //! - *Physical*: `arch::exception::on_irq`, `arch::interrupts::serve`. The guest's timers are
 //!   dropped and handed on with HW = 1 ([`gic::Vgic::inject_hw`]), so the guest's deactivation is
 //!   the physical one. Devices' interrupts are doorbells: they say that it is time to poll. The
-//!   console's says that there is input ([`vm::Vm::receive`]). CNTHP is EL2's tick, set while
-//!   requests are in flight.
+//!   console's says that there is input ([`vm::Vm::receive`]). CNTHP is EL2's timer, set while
+//!   requests are in flight, and for the alarm of the guest's clock ([`vm::Vm::on_timer`]).
 //!
 //! # Faults
 //!
 //! - The guest's: a register written wrongly has the specification's answer, a bad chain
-//!   DEVICE_NEEDS_RESET, an address of nothing an external abort. None reaches a panic.
+//!   DEVICE_NEEDS_RESET, an address of nothing an external abort. None reaches a panic, and what is
+//!   logged of them is bounded ([`vm::Vm::warn`]).
 //! - The board's: a disk that does not answer fails its requests with IOERR; an SError while the
 //!   guest runs stops it with a dump.
 //! - EL2's own: `arch::fault::on_fatal` and the image's panic handler say where, and reset the

@@ -13,16 +13,16 @@ pub fn set_absent() {
     PRESENT.store(false, Ordering::Relaxed);
 }
 
-/// Turns the board off (PSCI SYSTEM_OFF). Returns only if there is no
-/// firmware, or it refuses.
+/// Turns the board off (PSCI SYSTEM_OFF). Returns only if there is no firmware, or it
+/// refuses.
 pub fn power_off() {
     if PRESENT.load(Ordering::Relaxed) {
         let _ = psci::system_off::<Smc>();
     }
 }
 
-/// Resets the board (PSCI SYSTEM_RESET). Returns only if there is no
-/// firmware, or it refuses.
+/// Resets the board (PSCI SYSTEM_RESET). Returns only if there is no firmware, or it
+/// refuses.
 pub fn reset() {
     if PRESENT.load(Ordering::Relaxed) {
         let _ = psci::system_reset::<Smc>();
