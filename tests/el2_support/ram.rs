@@ -16,6 +16,8 @@ const END: u64 = 0x6000_0000;
 static NEXT: AtomicU64 = AtomicU64::new(FREE);
 
 fn take(len: u64, align: u64) -> Pa {
+    // All at once, so that EL2 needs no table for pages.
+    mmu::map_ram(Pa::new(FREE), END - FREE).expect("EL2 maps RAM");
     let start = NEXT.load(Ordering::Relaxed).next_multiple_of(align);
     assert!(start + len <= END, "the board's RAM is used up");
     NEXT.store(start + len, Ordering::Relaxed);
@@ -31,14 +33,13 @@ pub fn ram(len: u64, align: u64) -> SharedSlice<'static> {
 /// A pool of `len` bytes.
 pub fn pool(len: u64) -> FramePool<'static> {
     let mut pool = FramePool::new();
-    pool.add(ram(len, 0x20_0000)).expect("a pool");
+    pool.add(ram(len, 0x1_0000)).expect("a pool");
     pool
 }
 
 /// Moves `value` to where it stays.
 pub fn place<T>(value: T) -> &'static mut T {
     let pa = take(size_of::<T>() as u64, (align_of::<T>() as u64).max(4096));
-    mmu::map_ram(pa, size_of::<T>() as u64).expect("EL2 maps RAM");
     let place = layout::linear(pa) as *mut MaybeUninit<T>;
     // SAFETY: mapped, aligned, large enough, and taken by this call alone.
     unsafe { &mut *place }.write(value)
