@@ -363,7 +363,7 @@ mod on_target {
         run(&mut guest, label!(calls))?;
         // The guest's MMU is off: its addresses are intermediate physical ones.
         let pc = guest_address(label!(calls));
-        let found = guest.seat().core.instruction_address(pc, false);
+        let found = guest.seat().core.translate(pc, false);
         check(found == Some(Ipa::new(pc)), "not where the guest has it")
     }
 

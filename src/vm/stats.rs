@@ -83,13 +83,14 @@ mod tests {
             gic: 600_000,
             system_registers: 7_000_000,
             interrupts: 80_000_000,
+            doorbells: 5,
             waits: 900_000_000,
             faults: 1_000_000_000,
         };
         assert_eq!(
             counts.to_string(),
             "call=1 mmio=20 virtio_read=300 virtio_write=4000 kick=50000 gic=600000 \
-             sysreg=7000000 irq=80000000 wfx=900000000 fault=1000000000 total=1987654321"
+             sysreg=7000000 irq=80000000 doorbell=5 wfx=900000000 fault=1000000000 total=1987654321"
         );
     }
 }

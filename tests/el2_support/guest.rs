@@ -15,11 +15,13 @@ use sparkler::arch::mmio::Mmio;
 use sparkler::arch::stage2::{Registers, Tlbs, pa_range};
 use sparkler::arch::timer::{Counter, TIMER_INTID};
 use sparkler::backend::clock::Clock;
+use sparkler::backend::clock::Ticks;
 use sparkler::cpu::{GuestRegisters, Register, sysreg::Limits};
 use sparkler::fdt::guest::GUEST_FDT_LEN;
 use sparkler::gic::{VcpuIndex, Vgic};
 use sparkler::memory::stage2::{Attributes, Geometry, Stage2, Vmid};
 use sparkler::memory::{FramePool, GuestMemory, Ipa, PAGE_SIZE, Pa, SharedSlice};
+use sparkler::rate_limit::RateLimit;
 use sparkler::virtio::{Context, DeviceType, Features, MmioTransport, VirtioDevice};
 use sparkler::vm::exit::Next;
 use sparkler::vm::loader::Modules;
@@ -287,7 +289,9 @@ fn machine(memory: SharedSlice<'static>, geometry: Geometry) -> &'static Vm<'sta
     assert!(guest_memory.add(layout::RAM, memory).is_ok());
     let limits = Limits { ipa_bits: geometry.ipa_bits(), gic_system_registers: true };
     let clock = Pl031::new(0, Counter.now(), Counter.frequency());
-    let vm = ram::place(Vm::new("test", guest_memory.clone(), limits, Vgic::new(1), clock));
+    let log_limit = RateLimit::new(8, Ticks(1));
+    let vm =
+        ram::place(Vm::new("test", guest_memory.clone(), limits, Vgic::new(1), clock, log_limit));
     let front = ram::place(Front);
     assert_eq!(vm.plug(MmioTransport::new(front, guest_memory)), Some(0));
     vm
