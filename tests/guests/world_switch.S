@@ -140,15 +140,17 @@ payload cpu_off
     hvc     #0
     power_off
 
-// Starts twice: the clock's match register tells which time this is, for the clock is no part of
-// what a reset of the guest resets.
+// Starts twice: the clock tells which time this is, for a reset of the guest leaves the time as it was
+// set.
 payload reset
     constant x10, RTC
-    ldr     w11, [x10, #4]
+    ldr     w11, [x10]                  // RTCDR
+    lsr     w11, w11, #16
     mov     w12, #0x1234
     cmp     w11, w12
     b.eq    1f
-    str     w12, [x10, #4]
+    lsl     w11, w12, #16
+    str     w11, [x10, #8]              // RTCLR
     constant x13, 0x40300000            // these must not be found the second time
     str     x12, [x13]
     msr     tpidr_el1, x12
