@@ -3,7 +3,8 @@
 // Rust runs only under the MMU, at the address it was linked for; the image itself may lie anywhere.
 // Until then every address here is PC-relative (adr, adrp) and so physical.
 //
-// Held throughout: x19 = device tree (physical), x20 = image (physical).
+// Held throughout: x19 = device tree (physical), x20 = image (physical), x23 = whether there is
+// firmware at EL3: not if we came from there.
 
     .section .head.text, "ax"
 
@@ -34,6 +35,7 @@ entry:
     msr     daifset, #0xf
     mov     x19, x0
     adrp    x20, _start
+    mov     x23, #1
     mrs     x0, CurrentEL
     cmp     x0, #(3 << 2)
     b.eq    from_el3
@@ -56,6 +58,7 @@ not_el2_text:
     .balign 4
 
 from_el3:
+    mov     x23, xzr
     mov     x0, #0x5b1              // SCR_EL3: RW, HCE, NS, RES1[5:4], SMC enabled: SMD is 0x80
     bic     x0, x0, #0x80
     msr     scr_el3, x0
@@ -168,6 +171,7 @@ at_link_address:
     mov     x30, xzr
     mov     x0, x19
     mov     x1, x20
+    mov     x2, x23
     bl      {rust_entry}
 1:  wfi
     b       1b

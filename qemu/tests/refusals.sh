@@ -103,3 +103,14 @@ test_el2_refuses_a_module_on_top_of_its_own_image() {
     patched_modules
     expect_refusal 'overlaps sparkler' "${patched[@]}"
 }
+
+test_entered_at_el3_it_drops_to_el2() {
+    # Entered by reset, at EL3 and without firmware: x0 is 0, and nobody can turn the board off.
+    timeout 5 qemu-system-aarch64 -machine virt,virtualization=on,secure=on,gic-version=3 -cpu cortex-a72 -m 256 \
+        -nographic -nic none -device "loader,file=$(qemu_value "$system_image"),addr=0x40200000,force-raw=on" \
+        -device loader,addr=0x40200000,cpu-num=0 </dev/null >"$dir/out" 2>&1 || true
+    cat -- "$dir/out"
+    expect_text "$dir/out" 'no FDT at 0x0'
+    # Calling firmware that is not there would be a fault.
+    ! grep -q 'EL2 fault' "$dir/out"
+}

@@ -71,9 +71,12 @@ impl BootInfo {
 
 /// The first Rust that runs: at the link address, under the MMU, on `__stack`; x0 and x1 as `entry.S`
 /// has them. Interrupts are masked, and stay so at EL2 for ever.
-extern "C" fn rust_entry(fdt: u64, image: u64) -> ! {
+extern "C" fn rust_entry(fdt: u64, image: u64, firmware: u64) -> ! {
     unsafe extern "Rust" {
         fn sparkler_main(boot: BootInfo) -> !;
+    }
+    if firmware == 0 {
+        super::firmware::set_absent();
     }
     let boot = BootInfo { fdt: Pa::new(fdt), image: Pa::new(image) };
     // SAFETY: the image is mapped at `boot.image`, on this one core, and nothing has been mapped yet.
