@@ -128,6 +128,31 @@ pub(crate) fn set_priority_mask(mask: u8) {
     unsafe { asm!("msr icc_pmr_el1, {}", "isb", in(reg) u64::from(mask), options(nostack)) };
 }
 
+/// ICC_CTLR_EL1.EOImode: whether ICC_EOIR1_EL1 only drops the priority, and ICC_DIR_EL1 deactivates.
+pub(crate) fn set_end_mode(split: bool) {
+    // SAFETY: our own CPU interface.
+    unsafe { asm!("msr icc_ctlr_el1, {}", "isb", in(reg) u64::from(split) << 1, options(nostack)) };
+}
+
+/// Acknowledges what is pending without taking it, and drops its priority; the INTID.
+pub(crate) fn acknowledge_and_drop() -> u32 {
+    let intid: u64;
+    // SAFETY: for callers that have interrupts masked.
+    unsafe {
+        asm!(
+            "dsb sy", "isb", "mrs {0}, icc_iar1_el1", "msr icc_eoir1_el1, {0}", "isb",
+            out(reg) intid, options(nostack)
+        );
+    }
+    intid as u32
+}
+
+/// Deactivates `intid`, with EOImode 1.
+pub(crate) fn deactivate(intid: u32) {
+    // SAFETY: our own CPU interface.
+    unsafe { asm!("msr icc_dir_el1, {}", "isb", in(reg) u64::from(intid), options(nostack)) };
+}
+
 /// PSTATE.I = 0.
 #[inline]
 pub(crate) fn unmask() {

@@ -49,6 +49,7 @@ pub(crate) fn run(board: &Board) {
     });
     check("gic: 20 pending at once arrive by priority", || by_priority(board));
     check("gic: a late higher priority goes first", || overtaking(board));
+    check("gic: with EOImode 1, ten in service end in any order", || split_ends(board));
     let arrived = check("timer: the virtual timer's interrupt arrives", timer_arrives);
     check("timer: the level stays until its cause is removed", || {
         gic::forget();
@@ -140,6 +141,34 @@ fn overtaking(board: &Board) -> Verdict {
     let leader = gic::taken_at(0);
     expect(taken == MANY, "taken", taken)?;
     expect(leader == first + MANY - 1, "first was", leader)
+}
+
+/// Ends priority and service of more interrupts than list registers hold apart, oldest first.
+fn split_ends(board: &Board) -> Verdict {
+    const COUNT: u32 = 10;
+    let first = first_spare(board);
+    let (base, word, _) = bank(board, first);
+    gic::mask();
+    gic::set_end_mode(true);
+    let mut acknowledged = 0;
+    for n in 0..COUNT {
+        gic::enable(board, first + n, true);
+        write32(base + ISPENDR + word, 1 << n);
+        acknowledged += u32::from(gic::acknowledge_and_drop() == first + n);
+    }
+    let in_service = read32(base + ISACTIVER + word);
+    let mut ended_alone = 0;
+    for n in 0..COUNT {
+        gic::deactivate(first + n);
+        let left = (1 << COUNT) - (2 << n);
+        ended_alone += u32::from(read32(base + ISACTIVER + word) == left);
+    }
+    gic::set_end_mode(false);
+    let taken = observe(gic::unmask);
+    expect(acknowledged == COUNT, "acknowledged", acknowledged)?;
+    expect(in_service == (1 << COUNT) - 1, "in service", in_service)?;
+    expect(ended_alone == COUNT, "ended alone", ended_alone)?;
+    expect(taken == 0, "taken again", taken)
 }
 
 /// Eight bits in steps of 8, of which every implementation has at least five.

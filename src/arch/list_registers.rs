@@ -1,7 +1,7 @@
 //! The list registers of this core (IHI 0069, `ICH_LR<n>_EL2`).
 
 use super::gic::deactivate;
-use super::registers::{ICH_ELRSR_EL2, ICH_HCR_EL2, ICH_VTR_EL2};
+use super::registers::{ICH_ELRSR_EL2, ICH_HCR_EL2, ICH_VMCR_EL2, ICH_VTR_EL2};
 use crate::gic::{ListRegister, ListRegisters, Maintenance};
 
 /// ICH_HCR_EL2.En: the virtual CPU interface is on.
@@ -14,6 +14,8 @@ const HCR_NPIE: u64 = 1 << 3;
 const HCR_TDIR: u64 = 1 << 14;
 /// ICH_HCR_EL2.EOIcount, five bits: ends of interrupts that were in no list register.
 const HCR_EOI_COUNT_SHIFT: u32 = 27;
+/// ICH_VMCR_EL2.VEOIM: the guest's EOImode.
+const VMCR_VEOIM: u64 = 1 << 9;
 /// ICH_VTR_EL2.TDS: TDIR is there.
 const VTR_TDS: u64 = 1 << 19;
 
@@ -121,6 +123,11 @@ impl ListRegisters for GicV3ListRegisters {
         let count = (hcr >> HCR_EOI_COUNT_SHIFT) as u32 & 0x1f;
         if count != 0 {
             ICH_HCR_EL2::set(hcr & !(0x1f << HCR_EOI_COUNT_SHIFT));
+        }
+        // With EOImode 1 deactivations are trapped one by one. QEMU 7.2 counts priority drops
+        // then, which end nothing (IHI 0069, ICH_HCR_EL2.EOIcount).
+        if hcr & HCR_TDIR != 0 && ICH_VMCR_EL2::get() & VMCR_VEOIM != 0 {
+            return 0;
         }
         count
     }

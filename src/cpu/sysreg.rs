@@ -94,6 +94,8 @@ pub enum Outcome {
     Ignored,
     /// Send SGIs as this value of the SGI register says, step on.
     SendSgi(SgiGroup, u64),
+    /// Deactivate the interrupt this value of ICC_DIR_EL1 names, step on.
+    Deactivate(u64),
     /// The guest gets an undefined instruction exception, at the instruction.
     Undefined,
 }
@@ -113,6 +115,7 @@ pub fn access(
     };
     match (entry.behaviour, access) {
         (Behaviour::SendSgi(group), Access::Write(value)) => Outcome::SendSgi(group, value),
+        (Behaviour::Deactivate, Access::Write(value)) => Outcome::Deactivate(value),
         (Behaviour::Id(rule), Access::Read) => Outcome::Value(rule.apply(register, ids, limits)),
         (Behaviour::ReadOnly(value) | Behaviour::ReadWrite(value), Access::Read) => {
             Outcome::Value(value)

@@ -30,6 +30,10 @@ pub(super) fn system_register<H: Host>(
             let index = vcpu.index;
             vcpu.vm.interrupt(index, host, |gic, _| gic.send_sgi(index, value));
         }
+        Outcome::Deactivate(value) => {
+            let index = vcpu.index;
+            vcpu.vm.interrupt(index, host, |gic, _| gic.deactivate(index, value));
+        }
         // The guest has one group: the other two registers reach nobody.
         Outcome::SendSgi(SgiGroup::Zero | SgiGroup::OtherOne, _) => {}
         Outcome::Undefined => return inject(vcpu, host, GuestException::Undefined),

@@ -9,6 +9,8 @@ use super::{SgiGroup, SystemRegister};
 pub(super) enum Behaviour {
     /// Writes send software-generated interrupts; it cannot be read.
     SendSgi(SgiGroup),
+    /// Writes deactivate an interrupt; it cannot be read.
+    Deactivate,
     /// Reads give what the guest may see of the hardware's; it cannot be written.
     Id(IdRule),
     /// Reads give this; it cannot be written.
@@ -84,13 +86,15 @@ pub const NAMED_ID_REGISTERS: &[SystemRegister] = &[
     named::ID_AA64MMFR2_EL1,
 ];
 
-use Behaviour::{Id, ReadOnly, ReadWrite, SendSgi, WriteOnly};
+use Behaviour::{Deactivate, Id, ReadOnly, ReadWrite, SendSgi, WriteOnly};
 use IdRule::{Fields, Whole};
 
 registers! {
     ICC_SGI1R_EL1 (3, 0, 12, 11, 5) = SendSgi(SgiGroup::One);
     ICC_SGI0R_EL1 (3, 0, 12, 11, 7) = SendSgi(SgiGroup::Zero);
     ICC_ASGI1R_EL1 (3, 0, 12, 11, 6) = SendSgi(SgiGroup::OtherOne);
+    // Traps only while an active interrupt is in no list register (ICH_HCR_EL2.TDIR).
+    ICC_DIR_EL1 (3, 0, 12, 11, 1) = Deactivate;
 
     // AArch32 at EL0. Hidden: AMU, RAS, the security and virtualization extensions, debug beyond
     // the version, trace and the PMU.

@@ -183,6 +183,13 @@ fn sgi_registers_send_and_cannot_be_read() {
 }
 
 #[test]
+fn a_trapped_deactivation_names_its_interrupt() {
+    // Not there at all, it would be undefined for guests with EOImode = 1.
+    assert_eq!(write(named::ICC_DIR_EL1), Outcome::Deactivate(0x1234));
+    assert_eq!(read(named::ICC_DIR_EL1, 0), Outcome::Undefined);
+}
+
+#[test]
 fn debug_registers_are_inert_and_the_os_lock_reads_unlocked() {
     use named::*;
     for register in [MDSCR_EL1, DBGBCR0_EL1, DBGWVR1_EL1, OSDLR_EL1, DBGPRCR_EL1, ACTLR_EL1] {
@@ -235,7 +242,9 @@ proptest! {
         match access(register, kind, &Uniform(hardware), &LIMITS) {
             Outcome::Value(_) => prop_assert!(!is_write),
             Outcome::Ignored => prop_assert!(is_write),
-            Outcome::SendSgi(_, sent) => prop_assert!(is_write && sent == value),
+            Outcome::SendSgi(_, sent) | Outcome::Deactivate(sent) => {
+                prop_assert!(is_write && sent == value);
+            }
             Outcome::Undefined => {}
         }
     }
