@@ -42,6 +42,9 @@ pub(crate) fn run(board: &Board) {
             expect(seconds > 1_577_836_800, "seconds", seconds)
         });
     }
+    if board.is_sparkler {
+        check("registers: what the ID registers hide is undefined", hidden_registers);
+    }
     check("mmio: odd widths and places are survived", || odd_widths(board));
     if let Some(slot) = board.slots.first() {
         let base = slot.registers.base;
@@ -53,6 +56,45 @@ pub(crate) fn run(board: &Board) {
             expect(read32(base) == MAGIC, "MagicValue", read32(base))
         });
     }
+}
+
+/// Reads registers of features that sparkler does not offer, whatever the core has.
+fn hidden_registers() -> Verdict {
+    /// One read of the register, guarded.
+    macro_rules! hidden {
+        ($($name:literal = $register:literal,)*) => {$(
+            let fault = guarded(|| {
+                let value: u64;
+                // SAFETY: reads of these registers have no effect.
+                unsafe {
+                    core::arch::asm!(concat!("mrs {}, ", $register), out(reg) value,
+                        options(nomem, nostack));
+                }
+                value
+            });
+            match fault {
+                Err(fault) => expect(fault.esr >> 26 == 0, $name, fault.esr)?,
+                Ok(value) => return Err(Failed::seeing($name, value)),
+            }
+        )*};
+    }
+    hidden! {
+        "ERRIDR_EL1" = "S3_0_C5_C3_0",
+        "AMCR_EL0" = "S3_3_C13_C2_0",
+        "AMCNTENSET0_EL0" = "S3_3_C13_C2_5",
+        "PMCR_EL0" = "S3_3_C9_C12_0",
+        "PMCCNTR_EL0" = "S3_3_C9_C13_0",
+        "PMSCR_EL1" = "S3_0_C9_C9_0",
+        "PMBLIMITR_EL1" = "S3_0_C9_C10_0",
+        "TRBLIMITR_EL1" = "S3_0_C9_C11_0",
+        "TRFCR_EL1" = "S3_0_C1_C2_1",
+        "LORC_EL1" = "S3_0_C10_C4_3",
+        "MPAM1_EL1" = "S3_0_C10_C5_0",
+        "SCXTNUM_EL1" = "S3_0_C13_C0_7",
+        "TCR2_EL1" = "S3_0_C2_C0_3",
+        "ICC_NMIAR1_EL1" = "S3_0_C12_C9_5",
+    }
+    Ok(())
 }
 
 /// Looks at the last page, the middle and wherever the tree is not.

@@ -31,6 +31,7 @@ mod hcr {
     pub(super) const TSW: u64 = 1 << 22;
     pub(super) const RW: u64 = 1 << 31;
     pub(super) const TLOR: u64 = 1 << 35;
+    pub(super) const TERR: u64 = 1 << 36;
     pub(super) const APK: u64 = 1 << 40;
     pub(super) const API: u64 = 1 << 41;
 }
@@ -42,7 +43,7 @@ mod hcr {
 /// - Maintenance and barriers reach the inner shareable domain, whatever the guest asked for (FB,
 ///   BSU); invalidation by set/way cleans too (SWIO).
 /// - Trapped: SMC (TSC), maintenance by set/way (TSW), ID registers (TID3), ACTLR_EL1 (TACR),
-///   LORegion registers (TLOR), implementation-defined registers (TIDCP).
+///   LORegion registers (TLOR), error records (TERR), implementation-defined registers (TIDCP).
 /// - Not trapped: pointer authentication (APK, API), which is the guest's own; WFI and WFE (TWI and
 ///   TWE clear), because the guest has the core to itself.
 const HCR_GUEST: u64 = hcr::VM
@@ -59,15 +60,18 @@ const HCR_GUEST: u64 = hcr::VM
     | hcr::TSW
     | hcr::RW
     | hcr::TLOR
+    | hcr::TERR
     | hcr::APK
     | hcr::API;
 
 /// CPTR_EL2: the RES1 bits of Armv8.0, which where SVE and SME exist are TZ and TSM and trap them,
-/// and TTA: trace registers trap. TFP is clear: FP and SIMD are the guest's, EL2 is built without.
-const CPTR_GUEST: u64 = 0x33ff | 1 << 20;
-/// MDCR_EL2: TPMCR, TPM (the PMU), TDA, TDOSA, TDRA (debug registers) trap. HPMN is
-/// [`super::pmu`]'s.
-const MDCR_GUEST: u64 = 1 << 5 | 1 << 6 | 1 << 9 | 1 << 10 | 1 << 11;
+/// TTA: trace registers trap, and TAM: activity monitors trap. TFP is clear: FP and SIMD are the
+/// guest's, EL2 is built without.
+const CPTR_GUEST: u64 = 0x33ff | 1 << 20 | 1 << 30;
+/// MDCR_EL2: TPMCR, TPM (the PMU), TDA, TDOSA, TDRA (debug registers), TPMS (statistical profiling)
+/// and TTRF (trace filters) trap; so do the profiling and trace buffers, with E2PB and E2TB clear.
+/// HPMN is [`super::pmu`]'s.
+const MDCR_GUEST: u64 = 1 << 5 | 1 << 6 | 1 << 9 | 1 << 10 | 1 << 11 | 1 << 14 | 1 << 19;
 /// CNTHCTL_EL2 with E2H = 0: EL1PCTEN and EL1PCEN. EL1 has the physical counter and its timer.
 const CNTHCTL_GUEST: u64 = 0b11;
 
@@ -81,6 +85,16 @@ pub(super) fn set_traps() {
     // FEAT_HCX (ID_AA64MMFR1_EL1.HCX): nothing of what it adds is offered.
     if r::ID_AA64MMFR1_EL1::get() >> 40 & 0xf != 0 {
         r::HCRX_EL2::set(0);
+    }
+    // FEAT_FGT (ID_AA64MMFR0_EL1.FGT): its registers hold anything at reset. A clear bit traps what
+    // is newer than FEAT_FGT itself (TPIDR2_EL0, BRBE, GCS, permission indirection), which is not
+    // offered, and nothing else.
+    if r::ID_AA64MMFR0_EL1::get() >> 56 & 0xf != 0 {
+        r::HFGRTR_EL2::set(0);
+        r::HFGWTR_EL2::set(0);
+        r::HFGITR_EL2::set(0);
+        r::HDFGRTR_EL2::set(0);
+        r::HDFGWTR_EL2::set(0);
     }
     barrier::isb();
 }

@@ -9,7 +9,8 @@ use super::barrier;
 use super::mmio::Mmio;
 use super::registers::{
     ICC_CTLR_EL1, ICC_DIR_EL1, ICC_EOIR1_EL1, ICC_IAR1_EL1, ICC_IGRPEN1_EL1, ICC_PMR_EL1,
-    ICH_AP0R0_EL2, ICH_AP1R0_EL2, ICH_HCR_EL2, ICH_VMCR_EL2,
+    ICH_AP0R0_EL2, ICH_AP0R1_EL2, ICH_AP0R2_EL2, ICH_AP0R3_EL2, ICH_AP1R0_EL2, ICH_AP1R1_EL2,
+    ICH_AP1R2_EL2, ICH_AP1R3_EL2, ICH_HCR_EL2, ICH_VMCR_EL2, ICH_VTR_EL2,
 };
 
 /// GICD and GICR offsets used here (IHI 0069, "Distributor register map" and "Redistributor
@@ -230,6 +231,18 @@ pub fn reset_virtual_interface() {
     ICH_VMCR_EL2::set(0);
     ICH_AP0R0_EL2::set(0);
     ICH_AP1R0_EL2::set(0);
+    // ICH_VTR_EL2.PREbits: bits of preemption priority, less one.
+    let preemption_bits = (ICH_VTR_EL2::get() >> 26 & 7) + 1;
+    if preemption_bits >= 6 {
+        ICH_AP0R1_EL2::set(0);
+        ICH_AP1R1_EL2::set(0);
+    }
+    if preemption_bits >= 7 {
+        ICH_AP0R2_EL2::set(0);
+        ICH_AP0R3_EL2::set(0);
+        ICH_AP1R2_EL2::set(0);
+        ICH_AP1R3_EL2::set(0);
+    }
     ICH_HCR_EL2::set(1);
     barrier::isb();
 }

@@ -97,6 +97,18 @@ system_register! {
     ICH_AP0R0_EL2 = "ICH_AP0R0_EL2";
     /// Active priorities, group 1.
     ICH_AP1R0_EL2 = "ICH_AP1R0_EL2";
+    /// Active priorities, group 0, next 32; there from six bits of preemption priority on.
+    ICH_AP0R1_EL2 = "ICH_AP0R1_EL2";
+    /// Active priorities, group 0, third 32; there with seven bits of preemption priority.
+    ICH_AP0R2_EL2 = "ICH_AP0R2_EL2";
+    /// Active priorities, group 0, last 32; there with seven bits of preemption priority.
+    ICH_AP0R3_EL2 = "ICH_AP0R3_EL2";
+    /// Active priorities, group 1, next 32; there from six bits of preemption priority on.
+    ICH_AP1R1_EL2 = "ICH_AP1R1_EL2";
+    /// Active priorities, group 1, third 32; there with seven bits of preemption priority.
+    ICH_AP1R2_EL2 = "ICH_AP1R2_EL2";
+    /// Active priorities, group 1, last 32; there with seven bits of preemption priority.
+    ICH_AP1R3_EL2 = "ICH_AP1R3_EL2";
     /// Size of the virtual CPU interface.
     ICH_VTR_EL2 = "ICH_VTR_EL2";
     /// What the guest reads as MIDR_EL1.
@@ -109,6 +121,16 @@ system_register! {
     MDCR_EL2 = "MDCR_EL2";
     /// Hypervisor system traps.
     HSTR_EL2 = "HSTR_EL2";
+    /// Fine-grained read traps (FEAT_FGT).
+    HFGRTR_EL2 = "S3_4_C1_C1_4";
+    /// Fine-grained write traps (FEAT_FGT).
+    HFGWTR_EL2 = "S3_4_C1_C1_5";
+    /// Fine-grained instruction traps (FEAT_FGT).
+    HFGITR_EL2 = "S3_4_C1_C1_6";
+    /// Fine-grained read traps of debug registers (FEAT_FGT).
+    HDFGRTR_EL2 = "S3_4_C3_C1_4";
+    /// Fine-grained write traps of debug registers (FEAT_FGT).
+    HDFGWTR_EL2 = "S3_4_C3_C1_5";
     /// Extended hypervisor configuration (FEAT_HCX).
     HCRX_EL2 = "S3_4_C1_C2_2";
     /// Performance monitor control.
