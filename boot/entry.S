@@ -59,10 +59,12 @@ not_el2_text:
 
 from_el3:
     mov     x23, xzr
-    mov     x0, #0x5b1              // SCR_EL3: RW, HCE, NS, RES1[5:4], SMC enabled: SMD is 0x80
-    bic     x0, x0, #0x80
+// SCR_EL3: RW, HCE, NS, RES1[5:4], SMC enabled (SMD, bit 7, clear). And what would trap to EL3, where
+// nobody is: pointer authentication (APK, API), HFGRTR_EL2 and the like (FGTEn), HCRX_EL2 (HXEn).
+    load_constant x0, ((1 << 38) | (1 << 27) | (1 << 17) | (1 << 16) | 0x531)
     msr     scr_el3, x0
     msr     cptr_el3, xzr
+    msr     mdcr_el3, xzr
     mrs     x0, id_aa64pfr0_el1
     ubfx    x0, x0, #24, #4
     cbz     x0, 1f
