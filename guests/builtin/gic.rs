@@ -183,6 +183,16 @@ pub(crate) fn sleep_until(mut done: impl FnMut() -> bool) {
     unmask();
 }
 
+/// Sleeps until `done`, with interrupts masked, so that what is pending stays so. The timer must be
+/// set, because there may be no other way out.
+pub(crate) fn doze_until(mut done: impl FnMut() -> bool) {
+    mask();
+    while !done() {
+        // SAFETY: an interrupt that is pending but masked ends it.
+        unsafe { asm!("wfi", options(nostack)) };
+    }
+}
+
 /// Starts a new log.
 #[inline]
 pub(crate) fn forget() {

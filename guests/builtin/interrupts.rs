@@ -9,6 +9,15 @@ use crate::timer;
 /// Shared interrupts pended at once: more than any list register file we know holds.
 const MANY: u32 = 20;
 
+/// INTID of the clock, in QEMU's map and in ours.
+const RTC_INTID: u32 = 34;
+/// RTCMR: the second of the alarm.
+const RTC_MR: usize = 0x04;
+/// RTCIMSC: whether the alarm interrupts.
+const RTC_IMSC: usize = 0x10;
+/// RTCICR: ends the alarm.
+const RTC_ICR: usize = 0x1c;
+
 /// Runs them all; interrupts are on afterwards.
 pub(crate) fn run(board: &Board) {
     check("gic: is a GICv3 that routes by affinity", || identity(board));
@@ -62,6 +71,9 @@ pub(crate) fn run(board: &Board) {
     });
     if arrived {
         check("timer: WFI sleeps until the timer, within 1 ms", sleeps);
+        if let Some(rtc) = board.rtc {
+            check("rtc: the alarm wakes a sleeping core", || alarm(board, rtc));
+        }
     }
 }
 
@@ -211,6 +223,32 @@ fn sleeps() -> Verdict {
     }
     // The emulator's host may be busy: a bound against tick-granular wake-ups, not a measurement.
     expect(latest < timer::ticks(100), "late by ticks", latest)
+}
+
+/// Sets the clock's alarm, sleeps, and looks at the line before, when it is due, and after.
+fn alarm(board: &Board, rtc: usize) -> Verdict {
+    let (base, word, bit) = bank(board, RTC_INTID);
+    gic::enable(board, RTC_INTID, false);
+    let pending = || read32(base + ISPENDR + word) & bit;
+    let deadline = timer::now() + timer::ticks(3000);
+    timer::fire_at(deadline);
+    gic::mask();
+    let due = read32(rtc) + 1;
+    write32(rtc + RTC_MR, due);
+    write32(rtc + RTC_IMSC, 1);
+    let before = pending();
+    gic::doze_until(|| pending() != 0 || timer::now() > deadline);
+    let (rang, seconds) = (pending(), read32(rtc));
+    write32(rtc + RTC_IMSC, 0);
+    write32(rtc + RTC_ICR, 1);
+    let after = pending();
+    timer::stop();
+    gic::unmask();
+    write32(base + ICENABLER + word, bit);
+    expect(before == 0 || seconds > due, "pending before", before)?;
+    expect(rang != 0, "not pending, seconds", seconds)?;
+    expect(seconds >= due, "early, seconds", seconds)?;
+    expect(after == 0, "pending after", after)
 }
 
 /// How many interrupts arrive because of `cause`, within 2 ms of it.
