@@ -1,8 +1,9 @@
 //! A virtual machine and its vCPUs.
 //!
-//! Locks: each virtio slot, the UART, the clock and the interrupt controller have their own. No one
-//! of them is held while another of the first three is taken, the interrupt controller's is the
-//! last, and none is held while a guest runs or a disk works.
+//! Locks: each virtio slot, the UART and the clock have their own, and no two of these are held at
+//! once. Under any of them the interrupt controller's may be taken, or that of the log's limit, and
+//! under those none; a line for the log takes the board's console as well. A lock is never held
+//! while a guest runs, nor while a disk is waited for.
 
 #[cfg(test)]
 mod tests;
