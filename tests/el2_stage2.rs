@@ -1,6 +1,6 @@
 //! EL2: the core translates by the stage-2 tables as they are meant.
 #![cfg_attr(target_os = "none", no_std, no_main)]
-#![allow(missing_docs, unsafe_code)]
+#![allow(missing_docs, unsafe_code, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
 
 #[cfg(not(target_os = "none"))]
 fn main() {}
@@ -187,7 +187,7 @@ mod on_target {
         ];
         for (at, size) in blocks {
             check(space.block_size(ipa + at) == Some(size), "not the largest block")?;
-            for offset in [at, at + size / 2 & !0xfff, at + size - KIB_4] {
+            for offset in [at, (at + size / 2) & !0xfff, at + size - KIB_4] {
                 check(write(ipa + offset) == normal(pa + offset), "inside a block")?;
             }
         }

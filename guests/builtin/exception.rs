@@ -99,7 +99,7 @@ pub(crate) fn backtrace() {
     }
     for _ in 0..10 {
         // entry.s starts the chain with 0; the stack is the last thing in the image.
-        if frame < image || frame >= stack_end || frame % 16 != 0 {
+        if frame < image || frame >= stack_end || !frame.is_multiple_of(16) {
             break;
         }
         // SAFETY: in our stack, where a frame record is (AAPCS64 6.4.6).
