@@ -65,6 +65,18 @@ test_el2_refuses_an_x0_that_is_no_device_tree() {
     expect_text "$dir/out" 'no FDT at'
 }
 
+test_el2_refuses_interrupts_that_are_secure() {
+    # Entered at EL3 with a GIC that no firmware has set up: its interrupts are all the Secure state's. x0 is the tree
+    # that QEMU puts at the start of RAM: movz x0, #0x4000, lsl #16; movz x1, #0x4020, lsl #16; br x1.
+    timeout -k 5 20 qemu-system-aarch64 -machine virt,virtualization=on,secure=on,gic-version=3 -cpu max -m 512 \
+        -display none -nic none -no-reboot -monitor none -serial stdio \
+        -device "loader,file=$(qemu_value "$system_image"),addr=0x40200000,force-raw=on" \
+        -device loader,addr=0x4fff0000,data=0xd2a80401d2a80000,data-len=8 \
+        -device loader,addr=0x4fff0008,data=0xd61f0020,data-len=4 \
+        -device loader,addr=0x4fff0000,cpu-num=0 | tee "$dir/out" || true
+    expect_text "$dir/out" 'kept for the Secure state'
+}
+
 test_el2_refuses_a_truncated_kernel() {
     head -c 1000000 "$target/guest/vmlinuz" >"$dir/short"
     expect_refusal 'the kernel module is truncated' --guest "$dir/short"

@@ -154,6 +154,12 @@ impl PhysicalGic {
         d.write32_relaxed(offset::ISENABLER + word * 4, bit);
     }
 
+    /// Whether an SGI or PPI of this core is enabled. One that firmware keeps for the Secure state
+    /// cannot be: to us its enable bit is RAZ/WI.
+    pub fn is_enabled(&self, ppi: u32) -> bool {
+        self.sgi_frame.read32_relaxed(offset::ISENABLER) >> (ppi & 31) & 1 != 0
+    }
+
     /// Disables an SGI or PPI of this core, or an SPI.
     pub fn disable(&self, intid: u32) {
         let (word, bit) = ((intid / 32) as usize, 1u32 << (intid % 32));

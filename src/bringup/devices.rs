@@ -64,6 +64,6 @@ fn open(slot: &VirtioSlot, pool: &mut FramePool<'static>) -> Option<(Disk, Optio
     disk.set_interrupts(doorbell.is_some());
     let info = disk.info();
     let mode = if info.read_only { ", read-only" } else { "" };
-    log::info!("disk at {at}: {} MiB{mode}", info.sectors * SECTOR_SIZE / 0x10_0000);
+    log::info!("disk at {at}: {} MiB{mode}", info.sectors / (0x10_0000 / SECTOR_SIZE));
     Some((disk, doorbell))
 }

@@ -86,6 +86,11 @@ pub(super) fn run(boot: BootInfo, board: Board<'static>, tree: PaRange) -> ! {
     }
     for intid in [VIRTUAL_TIMER_INTID, PHYSICAL_TIMER_INTID, MAINTENANCE_INTID, TIMER_INTID] {
         gic.enable(intid, false);
+        if !gic.is_enabled(intid) {
+            stop(format_args!(
+                "interrupt {intid} is kept for the Secure state: EL2 cannot have it"
+            ));
+        }
     }
     for doorbell in &doorbells {
         doorbell.connect(&gic);
