@@ -18,7 +18,5 @@ fn main() -> std::process::ExitCode {
 #[cfg(target_os = "none")]
 #[panic_handler]
 fn panic(info: &core::panic::PanicInfo<'_>) -> ! {
-    log::error!("EL2 {info}");
-    sparkler::arch::firmware::reset();
-    sparkler::arch::firmware::park()
+    sparkler::arch::fault::on_panic(info)
 }

@@ -107,3 +107,13 @@ pub(super) extern "C" fn on_fatal(dump: &mut Dump, kind: u64) -> &mut Dump {
     firmware::reset();
     firmware::park()
 }
+
+/// Where EL2's own panics end: reported even if this core holds the console, then a reset.
+pub fn on_panic(info: &core::panic::PanicInfo<'_>) -> ! {
+    if !REPORTING.swap(true, Ordering::Relaxed) {
+        console::open_default();
+        let _ = writeln!(console::Unlocked, "[sparkler] EL2 {info}");
+    }
+    firmware::reset();
+    firmware::park()
+}

@@ -91,13 +91,14 @@ impl Seat {
         )?;
         cache::instructions_written();
         plan.stage2.install();
+        // Before the guest's counter starts, so that nothing of this start is missing from a sum.
+        log::info!("{}: start at tick {}", vm.name, timer::Counter.now().0);
+        el1::reset(MPIDR);
+        // Now that the timers are off: one still asserted would be active again at once.
         for intid in [VIRTUAL_TIMER_INTID, PHYSICAL_TIMER_INTID] {
             plan.gic.clear_active(intid);
         }
         reset_virtual_interface();
-        // Before the guest's counter starts, so that nothing of this start is missing from a sum.
-        log::info!("{}: start at tick {}", vm.name, timer::Counter.now().0);
-        el1::reset(MPIDR);
         self.vcpu.registers = GuestRegisters::new();
         self.vcpu.registers.set(Register::from_bits(0), placement.fdt.raw());
         self.vcpu.registers.pc = placement.kernel.raw();

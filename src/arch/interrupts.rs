@@ -27,9 +27,20 @@ pub struct Doorbell {
     pub edge: bool,
     /// Whose it is.
     pub source: Source,
+    /// Times in a row that it rang for nothing.
+    vain: u16,
 }
 
+/// A doorbell that rings this often for nothing, one ring after the other, is stuck: a dying device
+/// holds its line. It is silenced, lest the guest do nothing but exit; the timer still polls.
+const PATIENCE: u16 = 1000;
+
 impl Doorbell {
+    /// The doorbell of `source` at interrupt `intid`.
+    pub const fn new(intid: u32, edge: bool, source: Source) -> Self {
+        Self { intid, edge, source, vain: 0 }
+    }
+
     /// Lets it ring on this core. What its source has asserted before is acknowledged: on an
     /// edge-triggered line it would never be heard, nor anything after it.
     pub fn connect(&self, gic: &gic::PhysicalGic) {
@@ -86,14 +97,7 @@ pub(super) fn serve(seat: &mut Seat) {
             }
             _ => {
                 seat.vcpu.exits.doorbells += 1;
-                let doorbell = seat.doorbells.iter().find(|doorbell| doorbell.intid == intid);
-                match doorbell.map(|doorbell| doorbell.source) {
-                    Some(Source::VirtioMmio(registers)) => {
-                        registers.write32_relaxed(INTERRUPT_ACK, ALL_CAUSES);
-                    }
-                    Some(Source::Console) => feed_console(seat),
-                    None => {}
-                }
+                answer(seat, intid);
                 gic::deactivate(intid);
             }
         }
@@ -103,19 +107,44 @@ pub(super) fn serve(seat: &mut Seat) {
     }
 }
 
+/// A doorbell has rung. What it rang for is collected by the poll that follows every interrupt.
+fn answer(seat: &mut Seat, intid: u32) {
+    let Some(at) = seat.doorbells.iter().position(|doorbell| doorbell.intid == intid) else {
+        return;
+    };
+    let useful = match seat.doorbells.get(at).map(|doorbell| doorbell.source) {
+        Some(Source::VirtioMmio(registers)) => {
+            registers.write32_relaxed(INTERRUPT_ACK, ALL_CAUSES);
+            seat.vcpu.vm.has_work_in_flight()
+        }
+        Some(Source::Console) => feed_console(seat),
+        None => return,
+    };
+    let Some(doorbell) = seat.doorbells.get_mut(at) else { return };
+    doorbell.vain = if useful { 0 } else { doorbell.vain.saturating_add(1) };
+    if doorbell.vain == PATIENCE {
+        seat.plan.gic.disable(intid);
+        log::warn!("interrupt {intid} is stuck: it is disabled, its device polled less often");
+    }
+}
+
 /// Passes the board's console input to the guest, as much as it has room for. With none left, the
-/// board's interrupt is off until the guest has read: input is never lost here, it waits.
-pub(super) fn feed_console(seat: &mut Seat) {
+/// board's interrupt is off until the guest has read: input is never lost here, it waits. `false` if
+/// there was none.
+pub(super) fn feed_console(seat: &mut Seat) -> bool {
     seat.core.input_wanted = false;
     console::with(|uart| uart.acknowledge_interrupt());
     let (vm, index) = (seat.vcpu.vm, seat.vcpu.index);
+    let mut any = false;
     for _ in 0..INPUT_BATCH {
         if !vm.wants_input() {
             console::with(|uart| uart.set_receive_interrupt(false));
-            return;
+            return true;
         }
         let Some(byte) = console::with(Serial::read_byte).flatten() else { break };
         vm.receive(byte, index, &mut seat.core);
+        any = true;
     }
     console::with(|uart| uart.set_receive_interrupt(true));
+    any
 }

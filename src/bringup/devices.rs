@@ -56,10 +56,9 @@ fn open(slot: &VirtioSlot, pool: &mut FramePool<'static>) -> Option<(Disk, Optio
             return None;
         }
     };
-    let doorbell = slot.interrupt.map(|interrupt| Doorbell {
-        intid: interrupt.intid,
-        edge: interrupt.trigger == Trigger::Edge,
-        source: Source::VirtioMmio(registers),
+    let doorbell = slot.interrupt.map(|interrupt| {
+        let edge = interrupt.trigger == Trigger::Edge;
+        Doorbell::new(interrupt.intid, edge, Source::VirtioMmio(registers))
     });
     disk.set_interrupts(doorbell.is_some());
     let info = disk.info();

@@ -82,7 +82,7 @@ pub(super) fn run(boot: BootInfo, board: Board<'static>, tree: PaRange) -> ! {
     plug_disk(vm, &board, &mut pool, &mut doorbells);
     if let Some(interrupt) = board.console.and_then(|uart| uart.interrupt) {
         let edge = interrupt.trigger == Trigger::Edge;
-        let _ = doorbells.push(Doorbell { intid: interrupt.intid, edge, source: Source::Console });
+        let _ = doorbells.push(Doorbell::new(interrupt.intid, edge, Source::Console));
     }
     for intid in [VIRTUAL_TIMER_INTID, PHYSICAL_TIMER_INTID, MAINTENANCE_INTID, TIMER_INTID] {
         gic.enable(intid, false);
