@@ -138,7 +138,7 @@ pub(crate) fn run(board: &Board) {
         data(&mut ring, here, 0);
         ring.notify();
         // Nothing forbids one, and a device may still refuse it.
-        timer::wait(20, || ring.next_used().is_some());
+        timer::wait(200, || ring.next_used().is_some());
         reads(&mut ring)
     });
     check("hostile: a queue where no memory is", || misplaced(&mut ring, board));
@@ -159,7 +159,7 @@ fn punished(ring: &mut Ring, board: &Board, offence: &Offence) -> Verdict {
     (offence.commit)(ring, board);
     ring.notify();
     ring.needs_reset()?;
-    let told = timer::wait(100, || gic::device_causes() & CONFIG_CHANGE != 0);
+    let told = timer::wait(1000, || gic::device_causes() & CONFIG_CHANGE != 0);
     expect(told, "no configuration interrupt, causes", gic::device_causes())?;
     if let Some((head, _)) = ring.next_used() {
         return Err(Failed::seeing("the chain was used, head", head.into()));

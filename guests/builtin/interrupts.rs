@@ -64,13 +64,13 @@ pub(crate) fn run(board: &Board) {
         gic::forget();
         gic::keep_timer(3);
         timer::fire_at(timer::now());
-        timer::wait(100, || gic::taken() >= 4);
+        timer::wait(1000, || gic::taken() >= 4);
         let taken = observe(|| ());
         expect(taken == 0, "still firing", taken)?;
         Ok(())
     });
     if arrived {
-        check("timer: WFI sleeps until the timer, within 1 ms", sleeps);
+        check("timer: WFI sleeps until the timer", sleeps);
         if let Some(rtc) = board.rtc {
             check("rtc: the alarm wakes a sleeping core", || alarm(board, rtc));
         }
@@ -222,7 +222,7 @@ fn sleeps() -> Verdict {
         latest = latest.max(now - at);
     }
     // The emulator's host may be busy: a bound against tick-granular wake-ups, not a measurement.
-    expect(latest < timer::ticks(100), "late by ticks", latest)
+    expect(latest < timer::ticks(1000), "late by ticks", latest)
 }
 
 /// Sets the clock's alarm, sleeps, and looks at the line before, when it is due, and after.
@@ -251,11 +251,11 @@ fn alarm(board: &Board, rtc: usize) -> Verdict {
     expect(after == 0, "pending after", after)
 }
 
-/// How many interrupts arrive because of `cause`, within 2 ms of it.
+/// How many interrupts arrive because of `cause`, within 20 ms of it: a busy host may take a while to run its timers.
 fn observe(cause: impl FnOnce()) -> u32 {
     gic::forget();
     cause();
-    timer::wait(2, || false);
+    timer::wait(20, || false);
     gic::taken()
 }
 
