@@ -1,6 +1,8 @@
-//! The guest's side, for unit tests: RAM, a naive split-ring driver, and register sequences.
+//! The guest's side, for unit tests: RAM, naive drivers of both rings, and register sequences.
 //!
 //! It is as simple as can be, and trusts nothing it has in common with the device side.
+
+pub(crate) mod packed;
 
 use crate::backend::clock::Ticks;
 use crate::memory::{GuestMemory, HostRam, Ipa, Pa};
@@ -25,6 +27,20 @@ pub(crate) fn guest_memory(ram: &HostRam) -> GuestMemory<'_> {
     memory
 }
 
+/// Writes guest memory.
+pub(crate) fn put(memory: &GuestMemory<'_>, address: u64, bytes: &[u8]) {
+    let slice = memory.slice(Ipa::new(address), bytes.len()).unwrap();
+    slice.write_bytes(0, bytes).unwrap();
+}
+
+/// Reads guest memory.
+pub(crate) fn get<const N: usize>(memory: &GuestMemory<'_>, address: u64) -> [u8; N] {
+    let mut bytes = [0; N];
+    let slice = memory.slice(Ipa::new(address), N).unwrap();
+    slice.read_bytes(0, &mut bytes).unwrap();
+    bytes
+}
+
 /// A split-ring driver, addressing everything by guest address.
 pub(crate) struct Driver<'m> {
     pub(crate) memory: GuestMemory<'m>,
@@ -43,15 +59,11 @@ impl<'m> Driver<'m> {
     }
 
     pub(crate) fn put(&self, address: u64, bytes: &[u8]) {
-        let slice = self.memory.slice(Ipa::new(address), bytes.len()).unwrap();
-        slice.write_bytes(0, bytes).unwrap();
+        put(&self.memory, address, bytes);
     }
 
     pub(crate) fn get<const N: usize>(&self, address: u64) -> [u8; N] {
-        let mut bytes = [0; N];
-        let slice = self.memory.slice(Ipa::new(address), N).unwrap();
-        slice.read_bytes(0, &mut bytes).unwrap();
-        bytes
+        get(&self.memory, address)
     }
 
     fn get_u16(&self, address: u64) -> u16 {

@@ -11,10 +11,79 @@ pub const MAX_SEGMENTS: usize = 256;
 /// The most bytes one chain may describe (2.7.5.2): 4 GiB.
 pub const MAX_CHAIN_BYTES: u64 = 1 << 32;
 
-/// Names a chain to the driver: the index of its first descriptor (split), or the buffer ID
-/// (packed).
+/// What a device keeps of a chain it works on, and gives back to complete it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Head(pub u16);
+pub struct Head {
+    id: u16,
+    /// Descriptors of the ring the chain takes up; the packed ring skips as many (2.8.6).
+    descriptors: u16,
+    /// The chain has a writable part.
+    writable: bool,
+}
+
+impl Head {
+    /// A chain of `descriptors` descriptors of the ring, at least 1.
+    #[inline(always)]
+    pub(super) fn new(id: u16, descriptors: u16, writable: bool) -> Self {
+        Self { id, descriptors, writable }
+    }
+
+    /// The driver's name for the chain: the index of its first descriptor (split), or the buffer ID
+    /// (packed). Nothing keeps a driver from having two chains of one name in flight.
+    #[inline]
+    pub const fn id(self) -> u16 {
+        self.id
+    }
+
+    #[inline(always)]
+    pub(super) const fn descriptors(self) -> u16 {
+        self.descriptors
+    }
+
+    #[inline(always)]
+    pub(super) const fn is_writable(self) -> bool {
+        self.writable
+    }
+}
+
+/// Bytes in a descriptor, of either ring.
+pub(super) const DESCRIPTOR: usize = 16;
+
+/// A descriptor of either ring, read once: the address, and the other fields in one word.
+#[derive(Clone, Copy)]
+pub(super) struct Descriptor {
+    pub(super) address: u64,
+    pub(super) rest: u64,
+}
+
+impl Descriptor {
+    /// Reads the descriptor at `index`. The table is exactly as long as its descriptors, so its
+    /// bounds are the index's.
+    #[inline(always)]
+    pub(super) fn read(table: &SharedSlice<'_>, index: u16) -> Result<Self, QueueError> {
+        match table.load_u64_pair(usize::from(index) * DESCRIPTOR) {
+            Some((address, rest)) => Ok(Self { address, rest }),
+            None => Self::read_unaligned(table, index),
+        }
+    }
+
+    /// An indirect table need not be aligned.
+    #[cold]
+    fn read_unaligned(table: &SharedSlice<'_>, index: u16) -> Result<Self, QueueError> {
+        let mut words = [[0; 8]; 2];
+        table
+            .read_bytes(usize::from(index) * DESCRIPTOR, words.as_flattened_mut())
+            .ok_or(QueueError::DescriptorIndex)?;
+        let [address, rest] = words.map(u64::from_le_bytes);
+        Ok(Self { address, rest })
+    }
+
+    /// The length of the buffer.
+    #[inline(always)]
+    pub(super) fn len(self) -> u32 {
+        self.rest as u32
+    }
+}
 
 /// A validated chain: readable buffers before writable ones, all of them guest RAM.
 pub struct Chain<'a, 'm> {
@@ -96,10 +165,11 @@ impl<'m> ChainBuffer<'m> {
         Ok(())
     }
 
-    /// The chain that was added last.
+    /// The chain that was added last, of `descriptors` descriptors of the ring.
     #[inline(always)]
-    pub(super) fn chain(&mut self, head: Head) -> Chain<'_, 'm> {
+    pub(super) fn chain(&mut self, id: u16, descriptors: u16) -> Chain<'_, 'm> {
         let Extent { segments, bytes, readable } = self.extent;
+        let head = Head::new(id, descriptors, readable.is_some());
         let (readable, readable_bytes) = readable.unwrap_or((segments, bytes));
         let segments = self.segments.get_mut(..segments).unwrap_or_default();
         let (readable, writable) = segments.split_at_mut_checked(readable).unwrap_or_default();

@@ -4,12 +4,14 @@
 //! later; from then on the ring is memory that no look-up is needed for.
 
 pub mod chain;
+mod packed;
 mod split;
 
 pub use chain::{Chain, ChainBuffer, Head};
 
 use crate::memory::{GuestMemory, GuestMemoryError, Ipa, SharedSlice};
 use crate::virtio::Features;
+use packed::PackedRing;
 use split::SplitRing;
 
 /// Largest size a queue can have (2.7).
@@ -18,7 +20,7 @@ pub const MAX_QUEUE_SIZE: u16 = 32768;
 /// Why a queue cannot go on; always the driver's fault, and answered with DEVICE_NEEDS_RESET.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum QueueError {
-    /// The size is zero, not a power of two, or above the maximum.
+    /// The size is zero, above the maximum, or not a power of two where it must be.
     Size,
     /// An area does not have the alignment its kind needs.
     Alignment,
@@ -28,8 +30,10 @@ pub enum QueueError {
     Overlap,
     /// A ring cannot be accessed as naturally aligned words.
     Inaccessible,
-    /// The available index announces more than the ring can hold.
+    /// More is announced as available than the ring can hold.
     AvailableIndex,
+    /// A list of a packed ring goes on to a descriptor that is not available.
+    NotAvailable,
     /// A descriptor index is outside the table.
     DescriptorIndex,
     /// More descriptors than a chain can have (a loop, perhaps), or more than 4 GiB.
@@ -40,8 +44,6 @@ pub enum QueueError {
     Indirect,
     /// A buffer is not wholly RAM.
     Buffer(GuestMemoryError),
-    /// A chain was made available again while the device works on it.
-    HeadInFlight,
     /// A request has no room for the answer its device type must give.
     NoRoomForStatus,
 }
@@ -103,6 +105,7 @@ impl Areas {
 /// The ring of an enabled queue, in the negotiated layout.
 enum Layout<'m> {
     Split(SplitRing<'m>),
+    Packed(PackedRing<'m>),
 }
 
 /// Calls a method of whichever ring it is; the choice costs a predicted branch, not a dyn call.
@@ -110,6 +113,7 @@ macro_rules! on_ring {
     ($layout:expr, $ring:ident => $call:expr) => {
         match $layout {
             Layout::Split($ring) => $call,
+            Layout::Packed($ring) => $call,
         }
     };
 }
@@ -275,11 +279,16 @@ impl<'m> Queue<'m> {
             return Ok(());
         }
         let size = u16::try_from(self.size).map_err(|_| QueueError::Size)?;
-        if !size.is_power_of_two() || size > self.max_size {
+        let packed = features.contains(Features::RING_PACKED);
+        // Only a split queue's size is a power of two (2.7, 2.8.10.1).
+        if size == 0 || size > self.max_size || !(packed || size.is_power_of_two()) {
             return Err(QueueError::Size);
         }
-        let ring = SplitRing::new(size, &self.areas, features, memory)?;
-        self.ring = Some(Ring(Layout::Split(ring)));
+        self.ring = Some(Ring(if packed {
+            Layout::Packed(PackedRing::new(size, &self.areas, features, memory)?)
+        } else {
+            Layout::Split(SplitRing::new(size, &self.areas, features, memory)?)
+        }));
         Ok(())
     }
 
@@ -293,6 +302,12 @@ impl<'m> Queue<'m> {
     pub(super) fn reset(&mut self) {
         *self = Self::new(self.max_size);
     }
+}
+
+/// Whether an index that went from `old` to `new` passed the entry `event` (2.7.7.2).
+#[inline(always)]
+fn passes(event: u16, old: u16, new: u16) -> bool {
+    new.wrapping_sub(event).wrapping_sub(1) < new.wrapping_sub(old)
 }
 
 #[cfg(test)]

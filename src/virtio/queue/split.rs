@@ -15,13 +15,11 @@
 
 use core::sync::atomic::{Ordering, fence};
 
-use super::chain::{Chain, ChainBuffer, Extent, Head, MAX_SEGMENTS};
-use super::{Areas, QueueError};
+use super::chain::{Chain, ChainBuffer, DESCRIPTOR, Descriptor, Extent, Head, MAX_SEGMENTS};
+use super::{Areas, QueueError, passes};
 use crate::memory::{GuestMemory, Ipa, SharedSlice};
 use crate::virtio::Features;
 
-/// Bytes in a descriptor.
-const DESCRIPTOR: usize = 16;
 const NEXT: u16 = 1;
 const WRITE: u16 = 2;
 const INDIRECT: u16 = 4;
@@ -38,49 +36,15 @@ const NO_INTERRUPT: u16 = 1;
 /// In `used.flags`: the device wants no notifications.
 const NO_NOTIFY: u16 = 1;
 
-/// A descriptor, read once: the address, and length, flags and next in one word.
-#[derive(Clone, Copy)]
-struct Descriptor {
-    address: u64,
-    rest: u64,
+/// The index of the descriptor after this one.
+#[inline(always)]
+fn next(descriptor: Descriptor) -> u16 {
+    (descriptor.rest >> 48) as u16
 }
 
-impl Descriptor {
-    /// Reads the descriptor at `index`. The table is exactly as long as its descriptors, so its
-    /// bounds are the index's.
-    #[inline(always)]
-    fn read(table: &SharedSlice<'_>, index: u16) -> Result<Self, QueueError> {
-        match table.load_u64_pair(usize::from(index) * DESCRIPTOR) {
-            Some((address, rest)) => Ok(Self { address, rest }),
-            None => Self::read_unaligned(table, index),
-        }
-    }
-
-    /// An indirect table need not be aligned.
-    #[cold]
-    fn read_unaligned(table: &SharedSlice<'_>, index: u16) -> Result<Self, QueueError> {
-        let mut words = [[0; 8]; 2];
-        table
-            .read_bytes(usize::from(index) * DESCRIPTOR, words.as_flattened_mut())
-            .ok_or(QueueError::DescriptorIndex)?;
-        let [address, rest] = words.map(u64::from_le_bytes);
-        Ok(Self { address, rest })
-    }
-
-    #[inline(always)]
-    fn len(self) -> u32 {
-        self.rest as u32
-    }
-
-    #[inline(always)]
-    fn next(self) -> u16 {
-        (self.rest >> 48) as u16
-    }
-
-    #[inline(always)]
-    fn has(self, flag: u16) -> bool {
-        self.rest & u64::from(flag) << 32 != 0
-    }
+#[inline(always)]
+fn has(descriptor: Descriptor, flag: u16) -> bool {
+    descriptor.rest & u64::from(flag) << 32 != 0
 }
 
 /// How far the descriptors of one table led.
@@ -105,9 +69,9 @@ fn walk_table<'m>(
     let mut left = limit;
     let mut descriptor = Descriptor::read(table, index)?;
     if !extent.is_writable() {
-        while !descriptor.has(WRITE | INDIRECT) {
+        while !has(descriptor, WRITE | INDIRECT) {
             buffer.add(&mut extent, memory, descriptor.address, descriptor.len())?;
-            if !descriptor.has(NEXT) {
+            if !has(descriptor, NEXT) {
                 buffer.finish(extent)?;
                 return Ok(Walked::End);
             }
@@ -115,16 +79,16 @@ fn walk_table<'m>(
             if left == 0 {
                 return Err(QueueError::ChainTooLong);
             }
-            descriptor = Descriptor::read(table, descriptor.next())?;
+            descriptor = Descriptor::read(table, next(descriptor))?;
         }
-        if descriptor.has(INDIRECT) {
+        if has(descriptor, INDIRECT) {
             return Ok(Walked::Indirect(descriptor, extent));
         }
         extent.begin_writable();
     }
-    while descriptor.has(WRITE) && !descriptor.has(INDIRECT) {
+    while has(descriptor, WRITE) && !has(descriptor, INDIRECT) {
         buffer.add(&mut extent, memory, descriptor.address, descriptor.len())?;
-        if !descriptor.has(NEXT) {
+        if !has(descriptor, NEXT) {
             buffer.finish(extent)?;
             return Ok(Walked::End);
         }
@@ -132,9 +96,9 @@ fn walk_table<'m>(
         if left == 0 {
             return Err(QueueError::ChainTooLong);
         }
-        descriptor = Descriptor::read(table, descriptor.next())?;
+        descriptor = Descriptor::read(table, next(descriptor))?;
     }
-    if descriptor.has(INDIRECT) {
+    if has(descriptor, INDIRECT) {
         return Ok(Walked::Indirect(descriptor, extent));
     }
     Err(QueueError::ReadableAfterWritable)
@@ -243,10 +207,10 @@ impl<'m> SplitRing<'m> {
         self.budget = budget;
         let slot = usize::from(self.next_available & (self.size - 1));
         let entry = self.available.load_u16(RING + slot * AVAILABLE_ENTRY);
-        let head = Head(entry.ok_or(QueueError::Inaccessible)?);
+        let head = entry.ok_or(QueueError::Inaccessible)?;
         self.walk(head, memory, buffer)?;
         self.next_available = self.next_available.wrapping_add(1);
-        Ok(Some(buffer.chain(head)))
+        Ok(Some(buffer.chain(head, 1)))
     }
 
     /// Undoes the last [`Self::pop`]: the chain has had no effect, and is taken again later.
@@ -294,13 +258,13 @@ impl<'m> SplitRing<'m> {
     #[inline(always)]
     fn walk(
         &self,
-        head: Head,
+        head: u16,
         memory: &GuestMemory<'m>,
         buffer: &mut ChainBuffer<'m>,
     ) -> Result<(), QueueError> {
         // A chain has at most as many descriptors as the table.
         let limit = usize::from(self.size);
-        match walk_table(&self.descriptors, head.0, limit, Extent::EMPTY, memory, buffer)? {
+        match walk_table(&self.descriptors, head, limit, Extent::EMPTY, memory, buffer)? {
             Walked::End => Ok(()),
             Walked::Indirect(descriptor, extent) => {
                 self.walk_indirect(descriptor, extent, memory, buffer)
@@ -321,7 +285,7 @@ impl<'m> SplitRing<'m> {
         buffer: &mut ChainBuffer<'m>,
     ) -> Result<(), QueueError> {
         let len = descriptor.len() as usize;
-        if !self.indirect || descriptor.has(NEXT) || len == 0 || !len.is_multiple_of(DESCRIPTOR) {
+        if !self.indirect || has(descriptor, NEXT) || len == 0 || !len.is_multiple_of(DESCRIPTOR) {
             return Err(QueueError::Indirect);
         }
         let table = Ipa::new(descriptor.address);
@@ -343,7 +307,7 @@ impl<'m> SplitRing<'m> {
         let slot = usize::from(self.next_used & (self.size - 1));
         let at = RING + slot * USED_ENTRY;
         // In bounds: the slot is masked, the area was checked at enable.
-        let _ = self.used.store_u32_pair(at, (u32::from(head.0), written));
+        let _ = self.used.store_u32_pair(at, (u32::from(head.id()), written));
         self.next_used = self.next_used.wrapping_add(1);
     }
 
@@ -396,31 +360,5 @@ impl<'m> SplitRing<'m> {
     #[inline(always)]
     fn store_used(&self, offset: usize, value: u16) -> Result<(), QueueError> {
         self.used.store_u16(offset, value).ok_or(QueueError::Inaccessible)
-    }
-}
-
-/// Whether an index that went from `old` to `new` passed the entry `event` (2.7.7.2).
-#[inline(always)]
-fn passes(event: u16, old: u16, new: u16) -> bool {
-    new.wrapping_sub(event).wrapping_sub(1) < new.wrapping_sub(old)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn an_event_is_passed_exactly_when_it_lies_between() {
-        // Exhaustive over small distances around a wrap; the model counts in full.
-        for old in [0_u16, 100, 0xFFFC] {
-            for step in 0..6_u16 {
-                for event in -8..8_i32 {
-                    let new = old.wrapping_add(step);
-                    let at = old.wrapping_add_signed(event as i16);
-                    let model = event >= 0 && event < i32::from(step);
-                    assert_eq!(passes(at, old, new), model, "{at} in {old}..{new}");
-                }
-            }
-        }
     }
 }

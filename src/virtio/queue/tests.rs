@@ -9,6 +9,11 @@ use crate::virtio::testing::{BUFFERS, Driver, INDIRECT, NEXT, RAM, RAM_SIZE, WRI
 
 const SPLIT: Features = Features::VERSION_1;
 
+/// What a device has of a chain of a split ring.
+fn named(id: u16) -> Head {
+    Head::new(id, 1, true)
+}
+
 /// A started queue for what `driver` has laid out.
 fn started<'m>(driver: &Driver<'m>, features: Features) -> Queue<'m> {
     let mut queue = Queue::new(256);
@@ -20,9 +25,12 @@ fn started<'m>(driver: &Driver<'m>, features: Features) -> Queue<'m> {
 }
 
 /// Pops one chain as (head, readable, writable) with (offset in RAM, length) for every segment.
-type Popped = (u16, Vec<(u64, usize)>, Vec<(u64, usize)>);
+pub(super) type Popped = (u16, Vec<(u64, usize)>, Vec<(u64, usize)>);
 
-fn pop<'m>(ring: &mut Ring<'m>, memory: &GuestMemory<'m>) -> Result<Option<Popped>, QueueError> {
+pub(super) fn pop<'m>(
+    ring: &mut Ring<'m>,
+    memory: &GuestMemory<'m>,
+) -> Result<Option<Popped>, QueueError> {
     let base = memory.regions()[0].1.pa().raw();
     let mut buffer = ChainBuffer::new();
     let Some(chain) = ring.pop(memory, &mut buffer)? else {
@@ -36,7 +44,7 @@ fn pop<'m>(ring: &mut Ring<'m>, memory: &GuestMemory<'m>) -> Result<Option<Poppe
     let writable: Vec<_> = list(chain.writable.into_segments());
     let sum = |segments: &[(u64, usize)]| segments.iter().map(|it| it.1).sum::<usize>();
     assert_eq!(totals, (sum(&readable), sum(&writable)));
-    Ok(Some((chain.head.0, readable, writable)))
+    Ok(Some((chain.head.id(), readable, writable)))
 }
 
 /// What comes of one chain that `lay_out` wrote at descriptor 0.
@@ -262,7 +270,7 @@ fn a_batch_takes_at_most_the_queues_size() {
     // A driver on another core that refills as fast as the device completes.
     for _ in 0..4 {
         let (head, ..) = pop(ring, &driver.memory).unwrap().unwrap();
-        ring.complete(Head(head), 0);
+        ring.complete(named(head), 0);
         ring.publish();
         driver.offer(0);
     }
@@ -308,14 +316,14 @@ fn completions_appear_together_when_published() {
     let ring = queue.ring().unwrap();
     assert!(pop(ring, &driver.memory).unwrap().is_some());
     assert!(pop(ring, &driver.memory).unwrap().is_some());
-    ring.complete(Head(1), 7);
-    ring.complete(Head(3), 9);
+    ring.complete(named(1), 7);
+    ring.complete(named(3), 9);
     assert_eq!(driver.used(), None);
     assert!(ring.publish());
     assert_eq!([driver.used(), driver.used(), driver.used()], [Some((1, 7)), Some((3, 9)), None]);
     assert!(!ring.publish());
     // More completions than chains would overwrite what the driver has not seen.
-    ring.complete(Head(1), 7);
+    ring.complete(named(1), 7);
     assert!(!ring.publish());
     assert_eq!(driver.used(), None);
 }
@@ -336,7 +344,7 @@ fn no_interrupt_flag_counts_without_event_idx_only() {
         let mut queue = started(&driver, features);
         let ring = queue.ring().unwrap();
         assert!(pop(ring, &driver.memory).unwrap().is_some());
-        ring.complete(Head(0), 0);
+        ring.complete(named(0), 0);
         assert_eq!(ring.publish(), interrupt);
     }
 }
@@ -354,7 +362,7 @@ fn with_event_idx_the_interrupt_comes_when_used_event_is_passed() {
         for _ in 0..batch {
             driver.offer(0);
             assert!(pop(ring, &driver.memory).unwrap().is_some());
-            ring.complete(Head(0), 0);
+            ring.complete(named(0), 0);
         }
         ring.begin_batch();
         assert_eq!(ring.publish(), interrupt);
@@ -373,7 +381,7 @@ fn with_event_idx_an_empty_ring_asks_for_the_next_addition() {
         assert!(pop(ring, &driver.memory).unwrap().is_some());
         assert_eq!(pop(ring, &driver.memory), Ok(None));
         assert_eq!(driver.available_event(), expected);
-        ring.complete(Head(0), 0);
+        ring.complete(named(0), 0);
         ring.publish();
         ring.begin_batch();
     }
@@ -594,7 +602,7 @@ mod properties {
                 for _ in 0..step.complete.min(taken.len()) {
                     let at = if step.newest_first { taken.len() - 1 } else { 0 };
                     let head = taken.remove(at);
-                    ring.complete(Head(head), round as u32);
+                    ring.complete(named(head), round as u32);
                     done.push((u32::from(head), round as u32));
                 }
                 ring.publish();
@@ -668,7 +676,7 @@ mod properties {
                     for at in 0..batch {
                         let chain = pop(ring, &driver.memory).unwrap().unwrap();
                         assert_eq!(chain, (at, vec![], vec![(0x4000 + u64::from(at), 1)]));
-                        ring.complete(Head(at), done);
+                        ring.complete(named(at), done);
                     }
                     assert!(ring.publish(), "the driver waits for the last of a batch");
                     for at in 0..batch {

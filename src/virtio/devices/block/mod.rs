@@ -5,8 +5,8 @@
 //! - this file: requests on their way through the back end, and back to the driver.
 //!
 //! Data goes straight between the disk and the guest's memory; only headers, identity strings and
-//! status bytes are touched here. Many requests are in flight at once, named by the head of their
-//! chain, and are completed in the order in which the disk finishes them. A back end that has no
+//! status bytes are touched here. Many requests are in flight at once, named by the slot they
+//! have, and are completed in the order in which the disk finishes them. A back end that has no
 //! room leaves the chain in the ring, for the next poll.
 
 mod request;
@@ -24,8 +24,12 @@ use request::{Request, used_length};
 use wire::Status;
 pub use wire::{BLK_SIZE, FLUSH, RO, SEG_MAX};
 
-/// Size of the request queue; also the requests that can be in flight.
-pub const QUEUE_SIZE: u16 = 256;
+/// Largest size of the request queue.
+pub const QUEUE_SIZE: u16 = 1024;
+
+/// Requests that can be in flight: as many as the drivers of disks have at work. More wait in the
+/// ring.
+pub const IN_FLIGHT: u16 = u64::BITS as u16;
 
 const QUEUE_MAX_SIZES: [u16; 1] = [QUEUE_SIZE];
 
@@ -44,6 +48,8 @@ enum Phase {
 #[derive(Clone, Copy)]
 struct InFlight<'m> {
     phase: Phase,
+    /// What the chain is completed with.
+    head: Head,
     /// Where the status byte goes.
     status: SharedSlice<'m>,
     /// Used lengths for success and for failure.
@@ -66,8 +72,10 @@ enum Outcome {
 struct Requests<'d, 'm> {
     backend: &'d mut (dyn BlockBackend<'m> + 'd),
     info: BlockInfo,
-    /// By head of the chain.
-    slots: [Option<InFlight<'m>>; QUEUE_SIZE as usize],
+    /// By tag.
+    slots: [Option<InFlight<'m>>; IN_FLIGHT as usize],
+    /// A bit for each slot that is free.
+    free: u64,
     in_flight: u16,
     /// How many of them are [`Phase::Written`].
     written: u16,
@@ -90,7 +98,8 @@ impl<'d, 'm> Block<'d, 'm> {
         let requests = Requests {
             backend,
             info,
-            slots: [const { None }; QUEUE_SIZE as usize],
+            slots: [const { None }; IN_FLIGHT as usize],
+            free: u64::MAX,
             in_flight: 0,
             written: 0,
             write_through: false,
@@ -124,13 +133,12 @@ impl<'m> Requests<'_, 'm> {
     #[inline]
     fn start(&mut self, chain: Chain<'_, 'm>, now: Ticks) -> Outcome {
         let Chain { head, mut readable, mut writable } = chain;
-        // The queue is no longer than the table, but a head is the driver's to choose.
-        let Some(slot) = self.slots.get_mut(usize::from(head.0)) else {
-            return Outcome::Broken(QueueError::DescriptorIndex);
+        // The lowest free slot. Not the driver's name for the chain: a packed ring's may be any,
+        // and a driver that has two of one name at work hears of that name twice.
+        let tag = self.free.trailing_zeros() as u16;
+        let Some(slot) = self.slots.get_mut(usize::from(tag)) else {
+            return Outcome::Busy;
         };
-        if slot.is_some() {
-            return Outcome::Broken(QueueError::HeadInFlight);
-        }
         let Some(status) = writable.split_last_byte() else {
             return Outcome::Broken(QueueError::NoRoomForStatus);
         };
@@ -151,7 +159,7 @@ impl<'m> Requests<'_, 'm> {
             Request::Read { sector } => (BlockOp::Read, sector, writable.into_segments()),
             Request::Write { sector } => (BlockOp::Write, sector, readable.into_segments()),
         };
-        let request = BlockRequest { tag: Tag(head.0), op, sector, segments };
+        let request = BlockRequest { tag: Tag(tag), op, sector, segments };
         match self.backend.submit(request, now) {
             Ok(()) => (),
             Err(SubmitError::Busy) => return Outcome::Busy,
@@ -162,9 +170,11 @@ impl<'m> Requests<'_, 'm> {
         let filled = if op == BlockOp::Read { room } else { 0 };
         *slot = Some(InFlight {
             phase: if durable_later { Phase::Write } else { Phase::Last },
+            head,
             status,
             used: (used_length(filled, room), used_length(0, room)),
         });
+        self.free &= self.free - 1;
         self.in_flight += 1;
         self.kick = true;
         Outcome::Submitted
@@ -182,6 +192,7 @@ impl<'m> Requests<'_, 'm> {
             return self.make_durable(tag, now);
         }
         let request = slot.take()?;
+        self.free |= 1 << tag.0;
         self.in_flight -= 1;
         let (result, used) = match result {
             BlockStatus::Ok => (Status::Ok, request.used.0),
@@ -190,7 +201,7 @@ impl<'m> Requests<'_, 'm> {
         };
         // In bounds: the slice is the one byte.
         let _ = request.status.store_u8(0, result as u8);
-        Some((Head(tag.0), used))
+        Some((request.head, used))
     }
 
     /// Flushes after a write, for a driver that has not accepted VIRTIO_BLK_F_FLUSH (5.2.6.2).
@@ -211,7 +222,7 @@ impl<'m> Requests<'_, 'm> {
 
     /// Tries again the flushes there was no room for.
     fn retry_flushes(&mut self, queue: &mut ActiveQueue<'_, 'm>, now: Ticks) {
-        for tag in 0..QUEUE_SIZE {
+        for tag in 0..IN_FLIGHT {
             if self.written == 0 {
                 return;
             }
@@ -272,7 +283,7 @@ impl<'m> VirtioDevice<'m> for Block<'_, 'm> {
             return;
         };
         // As many as can be in flight: a disk that answers at once cannot hold us here.
-        for _ in 0..QUEUE_SIZE {
+        for _ in 0..IN_FLIGHT {
             let Some((tag, result)) = self.requests.backend.poll(now) else {
                 break;
             };
@@ -302,6 +313,7 @@ impl<'m> VirtioDevice<'m> for Block<'_, 'm> {
                 break;
             };
             if requests.slots.get_mut(usize::from(tag.0)).and_then(Option::take).is_some() {
+                requests.free |= 1 << tag.0;
                 requests.in_flight -= 1;
             }
         }
@@ -309,7 +321,8 @@ impl<'m> VirtioDevice<'m> for Block<'_, 'm> {
             return Progress::Pending;
         }
         if requests.written != 0 {
-            requests.slots = [const { None }; QUEUE_SIZE as usize];
+            requests.slots = [const { None }; IN_FLIGHT as usize];
+            requests.free = u64::MAX;
         }
         requests.in_flight = 0;
         requests.written = 0;

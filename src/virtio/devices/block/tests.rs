@@ -168,7 +168,7 @@ fn a_disk_is_described_as_it_is() {
     guest!(disk, V1, driver, transport);
     assert_eq!(transport.get(0x08), 2);
     assert_eq!(transport.get(0x10), (1 << 2) | (1 << 6) | (1 << 9) | (1 << 28) | (1 << 29));
-    assert_eq!(transport.get(0x34), 256);
+    assert_eq!(transport.get(0x34), 1024);
     assert_eq!(transport.read(0x100, Width::Double), 0x1_2345_6789);
     assert_eq!(transport.get(0x108), 0);
     assert_eq!(transport.get(0x10C), 32);
@@ -336,8 +336,8 @@ fn headers_and_status_may_be_cut_anywhere() {
         );
         driver.offer(4);
         transport.set(0x50, 0);
-        assert_eq!(disk.get().submitted, [(Tag(4), BlockOp::Write, 9, vec![100, 412])]);
-        disk.finish(4, BlockStatus::Ok);
+        assert_eq!(disk.get().submitted, [(Tag(0), BlockOp::Write, 9, vec![100, 412])]);
+        disk.finish(0, BlockStatus::Ok);
         transport.poll(NOW);
         // Three writable bytes before the status were not written.
         assert_eq!((driver.used(), status(&driver)), (Some((4, 0)), 0));
@@ -375,15 +375,19 @@ fn a_header_that_is_cut_short_is_an_error_and_no_status_byte_breaks_the_device()
 }
 
 #[test]
-fn a_head_offered_again_while_in_flight_needs_reset() {
+fn a_head_offered_again_while_in_flight_is_one_more_request() {
     let disk = Disk::new();
     guest!(disk, WITH_FLUSH, driver, transport);
     request(&mut driver, &mut transport, (IN, 0), &[(DATA, 512, true)]);
     driver.offer(0);
     transport.set(0x50, 0);
-    assert_eq!(transport.get(0x70), 79);
-    assert_eq!(transport.fault(), Some(QueueError::HeadInFlight));
-    assert_eq!(disk.get().submitted.len(), 1);
+    assert_eq!(disk.get().submitted.len(), 2);
+    for tag in [1, 0] {
+        disk.finish(tag, BlockStatus::Ok);
+    }
+    transport.poll(NOW);
+    let twice = [Some((0, 513)), Some((0, 513)), None];
+    assert_eq!([(); 3].map(|()| driver.used()), twice);
 }
 
 /// Offers `count` reads of one sector each with heads 0, 3, 6 and so on, and kicks once.
@@ -406,8 +410,8 @@ fn requests_complete_in_the_disks_order_with_one_kick_and_one_interrupt() {
     offer_reads(&mut driver, &mut transport, 5);
     assert_eq!(disk.get().submitted.len(), 5);
     assert_eq!(disk.get().kicks, 1);
-    // The disk pops from the end.
-    for tag in [3, 12, 0, 6, 9] {
+    // The disk pops from the end. Tags are given in order; heads are three times the tags.
+    for tag in [1, 4, 0, 2, 3] {
         disk.finish(tag, BlockStatus::Ok);
     }
     transport.poll(NOW);
@@ -416,6 +420,58 @@ fn requests_complete_in_the_disks_order_with_one_kick_and_one_interrupt() {
     assert!(transport.take_interrupt());
     assert!(!transport.take_interrupt());
     assert_eq!(transport.get(0x60), 1);
+}
+
+#[test]
+fn a_completion_of_what_is_not_in_flight_is_nothing() {
+    let disk = Disk::new();
+    guest!(disk, WITH_FLUSH, driver, transport);
+    request(&mut driver, &mut transport, (IN, 0), &[(DATA, 512, true)]);
+    disk.get().held += 4;
+    for tag in [0, 0, 1, 64, 0xFFFF] {
+        disk.finish(tag, BlockStatus::Ok);
+    }
+    transport.poll(NOW);
+    assert_eq!([driver.used(), driver.used()], [Some((0, 513)), None]);
+    // The slot is free once: two more requests have different ones.
+    offer_reads(&mut driver, &mut transport, 2);
+    let tags: Vec<_> = disk.get().submitted.iter().map(|it| it.0).collect();
+    assert_eq!(tags, [Tag(0), Tag(0), Tag(1)]);
+}
+
+#[test]
+fn what_is_more_than_can_be_in_flight_waits_in_the_ring() {
+    let disk = Disk::new();
+    let ram = HostRam::new(RAM_SIZE);
+    let mut driver = Driver::new(guest_memory(&ram), 128);
+    let mut backend = disk.clone();
+    let mut device = Block::new(&mut backend);
+    let mut transport = MmioTransport::new(&mut device, guest_memory(&ram));
+    transport.bring_up(WITH_FLUSH | Features::INDIRECT_DESC, &driver);
+    header(&driver, HEADER, IN, 0);
+    let table = BUFFERS + 0x100;
+    driver.descriptor_at(table, 0, (HEADER, 16, 1, 1));
+    driver.descriptor_at(table, 1, (DATA, 512, 3, 2));
+    driver.descriptor_at(table, 2, (STATUS, 1, 2, 0));
+    for head in 0..100 {
+        driver.descriptor(head, (table, 48, 4, 0));
+        driver.offer(head);
+    }
+    transport.set(0x50, 0);
+    assert_eq!(disk.get().submitted.len(), usize::from(IN_FLIGHT));
+    for tag in 0..40 {
+        disk.finish(tag, BlockStatus::Ok);
+    }
+    transport.poll(NOW);
+    assert_eq!(disk.get().submitted.len(), 100);
+    for tag in 0..IN_FLIGHT {
+        disk.finish(tag, BlockStatus::Ok);
+    }
+    disk.get().held = usize::from(IN_FLIGHT);
+    transport.poll(NOW);
+    let heads: std::collections::HashSet<_> =
+        core::iter::from_fn(|| driver.used()).map(|it| it.0).collect();
+    assert_eq!(heads.len(), 100);
 }
 
 #[test]
@@ -502,7 +558,7 @@ fn a_reset_waits_for_the_disk_and_forgets_its_answers() {
     guest!(disk, WITH_FLUSH, driver, transport);
     offer_reads(&mut driver, &mut transport, 2);
     assert_eq!(transport.try_set(0x70, 0), WriteOutcome::Retry);
-    disk.finish(3, BlockStatus::Ok);
+    disk.finish(1, BlockStatus::Ok);
     transport.poll(NOW);
     assert_eq!(transport.try_set(0x70, 0), WriteOutcome::Retry);
     disk.finish(0, BlockStatus::Ok);

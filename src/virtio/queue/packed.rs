@@ -1,0 +1,480 @@
+//! The packed virtqueue (2.8), device side.
+//!
+//! There is one ring. The driver writes descriptors into it in ring order, the device overwrites
+//! them with used descriptors, in ring order too but in the order in which it completes: one for
+//! each list, at the place where the last one ended. Which side a descriptor belongs to is said by
+//! its AVAIL and USED flags and the lap, whose parity each side keeps as a wrap counter (2.8.1).
+//!
+//! # What is believed
+//! A descriptor is read once: the address in one load, and length, buffer ID and flags in another.
+//! Flags that flip afterwards have no effect. A list ends where its NEXT flags say, but is never
+//! longer than what the device does not work on already; so it cannot run into its own beginning,
+//! nor into descriptors of lists in flight. All of its descriptors must be available in their lap
+//! (2.8.6). The buffer ID means nothing to the device: it may be any, and is given back.
+//!
+//! # Ordering
+//! As for the split ring ([`split`](super::split)), thread fences order what device and driver see
+//! of each other:
+//! 1. The flags of a list's first descriptor are read before all else of it; the driver writes them
+//!    last, after a barrier (2.8.13.1, 2.8.21): an acquire fence. Length and ID of that descriptor
+//!    come with the flags, in one single-copy atomic load of 8 bytes, so they are not older: a load
+//!    that saw the flags and missed what was written before them would have happened at two times.
+//! 2. Used descriptors, and all that the device wrote to buffers, come before the flags that show
+//!    the first of them: a release fence. The driver looks at one place only, where it expects the
+//!    next used descriptor (2.8.2); so of a batch all but the first are written at once, and the
+//!    first when it is published. It shows them all together.
+//! 3. Flags crossing: the device writes flags of descriptors, then reads the driver's event
+//!    suppression structure; the driver writes that, then re-reads the flags. And the other way
+//!    round, with the device's event suppression structure. A full fence on either side, or an
+//!    event is lost (2.8.21.3.1, 2.8.22).
+
+use core::sync::atomic::{Ordering, fence};
+
+use super::chain::{Chain, ChainBuffer, DESCRIPTOR, Descriptor, Extent, MAX_SEGMENTS};
+use super::{Areas, Head, QueueError, passes};
+use crate::memory::{GuestMemory, Ipa, SharedSlice};
+use crate::virtio::Features;
+
+// Flags, where they are in the second word of a descriptor: above the length and the buffer ID.
+const NEXT: u64 = 1 << 48;
+const WRITE: u64 = 2 << 48;
+const INDIRECT: u64 = 4 << 48;
+const AVAIL: u64 = 1 << 55;
+const USED: u64 = 1 << 63;
+/// Whose a descriptor is.
+const OWNER: u64 = AVAIL | USED;
+/// Position of the buffer ID in that word.
+const ID_SHIFT: u32 = 32;
+/// Offset of that word in a descriptor.
+const REST: usize = 8;
+
+/// Size of an event suppression structure (2.8.14).
+const EVENT: usize = 4;
+/// In an event suppression structure read as one word: the position of the wrap counter.
+const EVENT_WRAP_SHIFT: u32 = 15;
+const EVENT_OFFSET: u32 = 0x7FFF;
+const EVENT_FLAGS_SHIFT: u32 = 16;
+const EVENT_ENABLE: u32 = 0;
+const EVENT_DISABLE: u32 = 1;
+const EVENT_DESC: u32 = 2;
+
+/// A place in the ring, and the lap.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Position {
+    index: u16,
+    wrap: bool,
+}
+
+impl Position {
+    /// The start: wrap counters are initially 1 (2.8.1).
+    const START: Position = Position { index: 0, wrap: true };
+
+    /// `count` descriptors on, at most `size`.
+    #[inline(always)]
+    fn advance(&mut self, count: u16, size: u16) {
+        // No overflow: each is at most 2^15, and the index less than that.
+        let index = self.index + count;
+        if index >= size {
+            self.index = index - size;
+            self.wrap = !self.wrap;
+        } else {
+            self.index = index;
+        }
+    }
+
+    /// `count` descriptors back, at most `size`.
+    #[inline(always)]
+    fn go_back(&mut self, count: u16, size: u16) {
+        match self.index.checked_sub(count) {
+            Some(index) => self.index = index,
+            None => {
+                self.index = self.index + size - count;
+                self.wrap = !self.wrap;
+            }
+        }
+    }
+
+    /// Offset of the descriptor in the ring.
+    #[inline(always)]
+    fn offset(self) -> usize {
+        usize::from(self.index) * DESCRIPTOR
+    }
+
+    /// The owner flags of an available descriptor here.
+    #[inline(always)]
+    fn available(self) -> u64 {
+        if self.wrap { AVAIL } else { USED }
+    }
+
+    /// The owner flags of a used descriptor here.
+    #[inline(always)]
+    fn used(self) -> u64 {
+        if self.wrap { AVAIL | USED } else { 0 }
+    }
+
+    /// As an event suppression structure has it.
+    #[inline(always)]
+    fn event(self) -> u32 {
+        u32::from(self.index) | u32::from(self.wrap) << EVENT_WRAP_SHIFT
+    }
+}
+
+/// A packed virtqueue that is enabled: its areas are resolved, its size is 1 to 2^15.
+pub(super) struct PackedRing<'m> {
+    ring: SharedSlice<'m>,
+    /// Read only.
+    driver_event: SharedSlice<'m>,
+    /// Written only.
+    device_event: SharedSlice<'m>,
+    size: u16,
+    event_idx: bool,
+    indirect: bool,
+    /// The driver is asked to notify.
+    notifications: bool,
+    /// The place the driver was last asked to notify of.
+    armed_at: Option<Position>,
+    /// Where the next list to take begins.
+    next_available: Position,
+    /// Where the next used descriptor goes.
+    next_used: Position,
+    /// Descriptors between the two: the device has taken and not used them.
+    taken: u16,
+    /// Lists taken and not completed.
+    outstanding: u16,
+    /// Descriptors of the list taken last.
+    last: u16,
+    /// The first used descriptor that is not published: its offset, and its second word.
+    unpublished: (usize, u64),
+    /// Descriptors used since the last time something was published.
+    used: u16,
+    /// Lists that may still be taken in this batch.
+    budget: u16,
+    /// Lists were left that no notification will announce.
+    leftover: bool,
+}
+
+impl<'m> PackedRing<'m> {
+    /// Resolves and checks the areas.
+    ///
+    /// # Errors
+    /// If an area is misaligned (2.8.10.1: 16, 4 and 4 bytes), not wholly RAM, or two overlap.
+    pub(super) fn new(
+        size: u16,
+        areas: &Areas,
+        features: Features,
+        memory: &GuestMemory<'m>,
+    ) -> Result<Self, QueueError> {
+        let lengths = [usize::from(size) * DESCRIPTOR, EVENT, EVENT];
+        let [ring, driver_event, device_event] = areas.resolve([16, 4, 4], lengths, memory)?;
+        Ok(Self {
+            ring,
+            driver_event,
+            device_event,
+            size,
+            event_idx: features.contains(Features::EVENT_IDX),
+            indirect: features.contains(Features::INDIRECT_DESC),
+            notifications: true,
+            armed_at: None,
+            next_available: Position::START,
+            next_used: Position::START,
+            taken: 0,
+            outstanding: 0,
+            last: 0,
+            unpublished: (0, 0),
+            used: 0,
+            budget: size,
+            leftover: false,
+        })
+    }
+
+    /// Allows another [`Self::size`] lists to be taken.
+    #[inline(always)]
+    pub(super) fn begin_batch(&mut self) {
+        self.budget = self.size;
+    }
+
+    #[inline(always)]
+    pub(super) fn size(&self) -> u16 {
+        self.size
+    }
+
+    #[inline(always)]
+    pub(super) fn leftover(&self) -> bool {
+        self.leftover
+    }
+
+    #[inline(always)]
+    pub(super) fn outstanding(&self) -> u16 {
+        self.outstanding
+    }
+
+    /// Takes the next list, validated whole. `None` if there is none, or the batch is used up.
+    #[inline]
+    pub(super) fn pop<'c>(
+        &mut self,
+        memory: &GuestMemory<'m>,
+        buffer: &'c mut ChainBuffer<'m>,
+    ) -> Result<Option<Chain<'c, 'm>>, QueueError> {
+        let Some(budget) = self.budget.checked_sub(1) else {
+            self.leftover = true;
+            return Ok(None);
+        };
+        let mut rest = self.load_rest()?;
+        if rest & OWNER != self.next_available.available() {
+            match self.refresh()? {
+                Some(available) => rest = available,
+                None => {
+                    self.leftover = false;
+                    return Ok(None);
+                }
+            }
+        }
+        if self.taken == self.size {
+            // The ring is full of lists in flight; this is one of their descriptors.
+            return Err(QueueError::AvailableIndex);
+        }
+        self.budget = budget;
+        // Ordering 1.
+        fence(Ordering::Acquire);
+        let address = self.ring.load_u64(self.next_available.offset());
+        let first = Descriptor { address: address.ok_or(QueueError::Inaccessible)?, rest };
+        let (id, descriptors) = if rest & INDIRECT == 0 {
+            self.walk(first, memory, buffer)?
+        } else {
+            self.walk_indirect(first, memory, buffer)?;
+            ((rest >> ID_SHIFT) as u16, 1)
+        };
+        self.next_available.advance(descriptors, self.size);
+        self.taken += descriptors;
+        self.outstanding += 1;
+        self.last = descriptors;
+        Ok(Some(buffer.chain(id, descriptors)))
+    }
+
+    /// Undoes the last [`Self::pop`]: the list has had no effect, and is taken again later.
+    #[inline]
+    pub(super) fn put_back(&mut self) {
+        if let Some(taken) = self.taken.checked_sub(self.last)
+            && self.last != 0
+        {
+            self.taken = taken;
+            self.next_available.go_back(self.last, self.size);
+            self.outstanding -= 1;
+            self.last = 0;
+        }
+        self.leftover = true;
+    }
+
+    /// The second word of the next descriptor to be taken.
+    #[inline(always)]
+    fn load_rest(&self) -> Result<u64, QueueError> {
+        let rest = self.ring.load_u64(self.next_available.offset() + REST);
+        rest.ok_or(QueueError::Inaccessible)
+    }
+
+    /// Nothing is available: makes the driver notify of its next addition. The second word of the
+    /// next descriptor if there is one after all.
+    #[inline]
+    fn refresh(&mut self) -> Result<Option<u64>, QueueError> {
+        let next = self.next_available;
+        if !self.notifications || !self.event_idx || self.armed_at == Some(next) {
+            // Without EVENT_IDX notifications were on all the time, or are not wanted; with it, the
+            // driver has been told already: no addition can have gone unannounced.
+            return Ok(None);
+        }
+        self.store_device_event(next.event() | EVENT_DESC << EVENT_FLAGS_SHIFT);
+        self.armed_at = Some(next);
+        // Ordering 3: the driver may have added a list before it could see the request.
+        fence(Ordering::SeqCst);
+        let rest = self.load_rest()?;
+        Ok((rest & OWNER == next.available()).then_some(rest))
+    }
+
+    /// Fills `buffer` from the list that begins with `first`. Gives its buffer ID, which is in its
+    /// last descriptor, and how many descriptors it has (2.8.6).
+    #[inline(always)]
+    fn walk(
+        &self,
+        first: Descriptor,
+        memory: &GuestMemory<'m>,
+        buffer: &mut ChainBuffer<'m>,
+    ) -> Result<(u16, u16), QueueError> {
+        const KIND: u64 = OWNER | WRITE | INDIRECT;
+        let mut descriptor = first;
+        let mut at = self.next_available;
+        let mut extent = Extent::EMPTY;
+        // What is not taken already; at least 1.
+        let most = self.size - self.taken;
+        let mut descriptors = 1;
+        while descriptor.rest & KIND == at.available() {
+            buffer.add(&mut extent, memory, descriptor.address, descriptor.len())?;
+            if descriptor.rest & NEXT == 0 {
+                buffer.finish(extent)?;
+                return Ok(((descriptor.rest >> ID_SHIFT) as u16, descriptors));
+            }
+            if descriptors == most {
+                return Err(QueueError::ChainTooLong);
+            }
+            descriptors += 1;
+            at.advance(1, self.size);
+            descriptor = Descriptor::read(&self.ring, at.index)?;
+        }
+        if descriptor.rest & KIND == at.available() | WRITE {
+            extent.begin_writable();
+        }
+        while descriptor.rest & KIND == at.available() | WRITE {
+            buffer.add(&mut extent, memory, descriptor.address, descriptor.len())?;
+            if descriptor.rest & NEXT == 0 {
+                buffer.finish(extent)?;
+                return Ok(((descriptor.rest >> ID_SHIFT) as u16, descriptors));
+            }
+            if descriptors == most {
+                return Err(QueueError::ChainTooLong);
+            }
+            descriptors += 1;
+            at.advance(1, self.size);
+            descriptor = Descriptor::read(&self.ring, at.index)?;
+        }
+        Err(if descriptor.rest & OWNER != at.available() {
+            QueueError::NotAvailable
+        } else if descriptor.rest & INDIRECT != 0 {
+            // A list is of one kind (2.8.5).
+            QueueError::Indirect
+        } else {
+            QueueError::ReadableAfterWritable
+        })
+    }
+
+    /// Adds the descriptors of an indirect table (2.8.7): all of them, one after the other. Flags
+    /// other than WRITE, and IDs, mean nothing there. The descriptor that refers to it is alone.
+    ///
+    /// The table may be longer than the queue, as in a split ring; [`MAX_SEGMENTS`] is the bound.
+    #[inline(never)]
+    fn walk_indirect(
+        &self,
+        descriptor: Descriptor,
+        memory: &GuestMemory<'m>,
+        buffer: &mut ChainBuffer<'m>,
+    ) -> Result<(), QueueError> {
+        let len = descriptor.len() as usize;
+        let alone = descriptor.rest & NEXT == 0;
+        if !self.indirect || !alone || len == 0 || !len.is_multiple_of(DESCRIPTOR) {
+            return Err(QueueError::Indirect);
+        }
+        let entries = len / DESCRIPTOR;
+        if entries > MAX_SEGMENTS {
+            return Err(QueueError::ChainTooLong);
+        }
+        let table = Ipa::new(descriptor.address);
+        let table = memory.slice(table, len).map_err(QueueError::Buffer)?;
+        let mut extent = Extent::EMPTY;
+        for index in 0..entries {
+            let descriptor = Descriptor::read(&table, index as u16)?;
+            if descriptor.rest & WRITE != 0 {
+                if !extent.is_writable() {
+                    extent.begin_writable();
+                }
+            } else if extent.is_writable() {
+                return Err(QueueError::ReadableAfterWritable);
+            }
+            buffer.add(&mut extent, memory, descriptor.address, descriptor.len())?;
+        }
+        buffer.finish(extent)
+    }
+
+    /// Writes the used descriptor of a list; the driver sees it after [`Self::publish`].
+    ///
+    /// The WRITE flag says whether the device wrote anywhere (2.8.3). A device tells what it wrote
+    /// without a gap, and may have written a status behind one; so the flag is set whenever there
+    /// was something to write to.
+    #[inline]
+    pub(super) fn complete(&mut self, head: Head, written: u32) {
+        if self.outstanding == 0 {
+            // A device that completes more than it took would run over the driver's descriptors.
+            return;
+        }
+        // Not more than was taken, or places would be skipped that are the driver's.
+        let descriptors = head.descriptors().min(self.taken);
+        let place = self.next_used;
+        let mut rest = u64::from(head.id()) << ID_SHIFT | place.used();
+        if head.is_writable() {
+            rest |= WRITE | u64::from(written);
+        }
+        if self.used == 0 {
+            self.unpublished = (place.offset(), rest);
+        } else {
+            // In bounds: the place is in the ring, which was checked at enable.
+            let _ = self.ring.store_u64(place.offset() + REST, rest);
+        }
+        self.next_used.advance(descriptors, self.size);
+        self.taken -= descriptors;
+        self.outstanding -= 1;
+        self.last = 0;
+        self.used += descriptors;
+    }
+
+    /// Shows the driver what has been completed since the last time. `true` if the driver wants an
+    /// interrupt for it (2.8.9).
+    #[inline]
+    pub(super) fn publish(&mut self) -> bool {
+        let used = core::mem::take(&mut self.used);
+        if used == 0 {
+            return false;
+        }
+        // Ordering 2.
+        fence(Ordering::Release);
+        let (offset, rest) = self.unpublished;
+        let _ = self.ring.store_u64(offset + REST, rest);
+        // Ordering 3.
+        fence(Ordering::SeqCst);
+        // Both halves in one load: they belong together.
+        let Some(event) = self.driver_event.load_u32(0) else {
+            return true;
+        };
+        match event >> EVENT_FLAGS_SHIFT & 3 {
+            EVENT_DISABLE => false,
+            EVENT_DESC if self.event_idx => self.used_up_to(event, used),
+            // ENABLE; or what the driver may not say, where an interrupt too many does no harm.
+            _ => true,
+        }
+    }
+
+    /// Whether the place that `event` names is among the last `used` descriptors used.
+    #[inline(always)]
+    fn used_up_to(&self, event: u32, used: u16) -> bool {
+        let new = self.next_used.index;
+        let wrap = event >> EVENT_WRAP_SHIFT & 1 != 0;
+        let mut place = (event & EVENT_OFFSET) as u16;
+        if wrap != self.next_used.wrap {
+            // In the lap before: negative, as what was used before the end of the ring is.
+            place = place.wrapping_sub(self.size);
+        }
+        passes(place, new.wrapping_sub(used), new)
+    }
+
+    /// Asks the driver to notify, or not to because the queue is looked at anyway.
+    pub(super) fn set_notifications(&mut self, wanted: bool) {
+        if self.notifications == wanted {
+            return;
+        }
+        self.notifications = wanted;
+        self.armed_at = None;
+        let flags = if wanted { EVENT_ENABLE } else { EVENT_DISABLE };
+        self.store_device_event(flags << EVENT_FLAGS_SHIFT);
+        if wanted {
+            // Ordering 3: what was added meanwhile was not announced.
+            fence(Ordering::SeqCst);
+            self.leftover = true;
+        }
+    }
+
+    /// Writes the device's event suppression structure, both halves at once.
+    #[inline(always)]
+    fn store_device_event(&self, event: u32) {
+        // In bounds and aligned: the area was checked at enable.
+        let _ = self.device_event.store_u32(0, event);
+    }
+}
+
+#[cfg(test)]
+mod tests;
