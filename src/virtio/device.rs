@@ -106,7 +106,7 @@ pub trait VirtioDevice<'m> {
     /// Maximum sizes of the queues, by index; constant. Zero means that there is no such queue.
     fn queue_max_sizes(&self) -> &[u16];
 
-    /// The features of this device type that are offered, out of [`Features::DEVICE_TYPE`]; the
+    /// The features of this device type that are offered, out of [`Features::OF_DEVICE`]; the
     /// transport adds those it implements itself. May change in [`Self::reset`] only.
     fn offered_features(&self) -> Features {
         Features::empty()

@@ -34,14 +34,26 @@ bitflags::bitflags! {
 impl Features {
     /// The features the transport and the queues implement for every device; a device model adds
     /// those of its own type.
+    ///
+    /// Two that may be missed are not offered because they would not be true:
+    /// - ACCESS_PLATFORM: a driver's addresses are the guest's physical ones, as its cores see them
+    ///   (stage 2 translates both alike), and all of the guest's RAM can be reached. Without it a
+    ///   driver must pass physical addresses (6.1), which is what is expected here.
+    /// - ORDER_PLATFORM: the rings are accessed by cores like the guest's, in one inner-shareable
+    ///   domain, so the weaker barriers that a driver uses without it are enough (6). What a
+    ///   physical disk did to buffers before that is ordered by the disk's driver.
     pub const COMMON: Features = Features::VERSION_1
         .union(Features::INDIRECT_DESC)
         .union(Features::EVENT_IDX)
+        .union(Features::RING_PACKED)
+        .union(Features::NOTIFICATION_DATA)
         .union(Features::RING_RESET);
 
-    /// The bits a device model may offer: those of device types (2.2).
-    pub const DEVICE_TYPE: Features =
-        Features::from_bits_retain(0x00FF_FFFF | 1 << 41 | 1 << 42 | !0 << 50);
+    /// The bits a device model may offer: those of device types (2.2), and IN_ORDER, if it
+    /// completes every chain of a queue in the order in which it popped them.
+    pub const OF_DEVICE: Features =
+        Features::from_bits_retain(0x00FF_FFFF | 1 << 41 | 1 << 42 | !0 << 50)
+            .union(Features::IN_ORDER);
 
     /// The 32 bits of register page `page` (DeviceFeaturesSel): zero beyond bit 63.
     #[inline]
@@ -81,8 +93,10 @@ mod tests {
     }
 
     #[test]
-    fn common_features_and_those_of_device_types_do_not_mix() {
-        assert!(!Features::COMMON.intersects(Features::DEVICE_TYPE));
-        assert_eq!(Features::DEVICE_TYPE.bits() & (0x1FF << 24), 0);
+    fn common_features_and_those_of_devices_do_not_mix() {
+        assert!(!Features::COMMON.intersects(Features::OF_DEVICE));
+        let of_transport = (24..41).chain(43..50).filter(|bit| *bit != 35);
+        let of_transport = of_transport.fold(0, |set, bit| set | 1_u64 << bit);
+        assert_eq!(Features::OF_DEVICE.bits(), !of_transport);
     }
 }

@@ -130,8 +130,18 @@ impl<'d, 'm> MmioTransport<'d, 'm> {
         self
     }
 
+    /// Offers queues of at most `max` entries. What the maximum is where neither the split ring nor
+    /// a driver may like it (not a power of two, or 0: no queue at all) is the caller's to judge.
+    #[must_use]
+    pub fn with_max_queue_size(mut self, max: u16) -> Self {
+        for queue in &mut self.queues {
+            *queue = Queue::new(queue.max_size().min(max));
+        }
+        self
+    }
+
     fn offer(&mut self) {
-        self.offered = self.common | (self.device.offered_features() & Features::DEVICE_TYPE);
+        self.offered = self.common | (self.device.offered_features() & Features::OF_DEVICE);
     }
 
     /// Collects completions, and works on what was left over: chains a busy back end did not take,
@@ -409,17 +419,28 @@ impl<'d, 'm> MmioTransport<'d, 'm> {
         }
     }
 
-    /// QueueNotify. A queue that does not exist or is not enabled has nothing to say.
+    /// QueueNotify: the queue's index; with NOTIFICATION_DATA a place in its ring above it (4.2.3.3,
+    /// 2.9). A queue that does not exist or is not enabled has nothing to say.
     #[inline]
-    fn notify(&mut self, index: u32, now: Ticks) {
+    fn notify(&mut self, value: u32, now: Ticks) {
+        let with_data = self.accepted.contains(Features::NOTIFICATION_DATA);
+        let (index, position) = if with_data { (value & 0xFFFF, value >> 16) } else { (value, 0) };
         let Ok(index) = u16::try_from(index) else {
             return;
         };
-        let enabled =
-            self.queues.get(usize::from(index)).is_some_and(|queue| queue.ring_ref().is_some());
-        if enabled && self.status.is_live() && self.stop == Stop::No {
-            self.dispatch(now, |device, context| device.queue_notified(index, context));
+        let queue = self.queues.get(usize::from(index));
+        let Some(ring) = queue.and_then(Queue::ring_ref) else {
+            return;
+        };
+        if !self.status.is_live() || self.stop != Stop::No {
+            return;
         }
+        if with_data && !ring.accepts_notification(position as u16) {
+            self.fault = Some(QueueError::NotificationData);
+            self.needs_reset(now);
+            return;
+        }
+        self.dispatch(now, |device, context| device.queue_notified(index, context));
     }
 }
 

@@ -44,6 +44,8 @@ pub enum QueueError {
     Indirect,
     /// A buffer is not wholly RAM.
     Buffer(GuestMemoryError),
+    /// A notification names a place that the ring does not have (2.9).
+    NotificationData,
     /// A request has no room for the answer its device type must give.
     NoRoomForStatus,
 }
@@ -179,6 +181,21 @@ impl<'m> Ring<'m> {
     #[inline]
     pub fn outstanding(&self) -> u16 {
         on_ring!(&self.0, ring => ring.outstanding())
+    }
+
+    /// Whether a notification may carry `position` (2.9): where the driver will put the next entry.
+    ///
+    /// No more can be asked of it. A notification may be late: by the time it comes, another core
+    /// may have added more, and the device may have taken all of it. So what is in the ring is
+    /// found there, and not in the notification.
+    #[inline]
+    pub fn accepts_notification(&self, position: u16) -> bool {
+        match &self.0 {
+            // An index that counts on and wraps at 2^16.
+            Layout::Split(_) => true,
+            // An offset in the ring, and the wrap counter above it.
+            Layout::Packed(ring) => position & 0x7FFF < ring.size(),
+        }
     }
 
     /// Asks the driver to notify of new chains (the default), or not to.

@@ -3,6 +3,8 @@
 //! Clean under Miri with `MIRIFLAGS=-Zmiri-disable-weak-memory-emulation` (see
 //! `memory::shared`).
 
+mod traffic;
+
 use super::*;
 use crate::memory::{HostRam, Pa};
 use crate::virtio::testing::{BUFFERS, Driver, INDIRECT, NEXT, RAM, RAM_SIZE, WRITE, guest_memory};

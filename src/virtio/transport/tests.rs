@@ -64,7 +64,7 @@ impl<'m> VirtioDevice<'m> for Shared<'m> {
 
     fn offered_features(&self) -> Features {
         // The last is not a device's to offer.
-        OWN | Features::RING_PACKED
+        OWN | Features::ACCESS_PLATFORM
     }
 
     fn check_features(&self, accepted: Features) -> bool {
@@ -161,10 +161,56 @@ fn common_features_can_be_held_back_but_not_version_1() {
     let ram = HostRam::new(RAM_SIZE);
     let mut device = Shared::default();
     let mut transport = MmioTransport::new(&mut device, guest_memory(&ram))
-        .with_common_features(Features::EVENT_IDX | Features::RING_PACKED);
+        .with_common_features(Features::EVENT_IDX | Features::ACCESS_PLATFORM);
     assert!(!transport.negotiate(V1 | Features::INDIRECT_DESC));
     assert!(!transport.negotiate(V1 | Features::RING_PACKED));
+    assert!(!transport.negotiate(V1 | Features::ACCESS_PLATFORM));
     assert!(transport.negotiate(V1 | Features::EVENT_IDX));
+}
+
+#[test]
+fn queue_sizes_can_be_held_down_and_stay_so() {
+    let ram = HostRam::new(RAM_SIZE);
+    let driver = Driver::new(guest_memory(&ram), 8);
+    let mut device = Shared::default();
+    let before = MmioTransport::new(&mut device, guest_memory(&ram)).get(0x34);
+    assert!(before > 4);
+    let mut transport = MmioTransport::new(&mut device, guest_memory(&ram)).with_max_queue_size(4);
+    assert_eq!(transport.get(0x34), 4);
+    transport.bring_up(V1, &driver);
+    assert_eq!(transport.fault(), Some(QueueError::Size));
+    transport.set(0x70, 0);
+    assert_eq!(transport.get(0x34), 4);
+    drop(transport);
+    let transport = MmioTransport::new(&mut device, guest_memory(&ram)).with_max_queue_size(32768);
+    assert_eq!(transport.get(0x34), before);
+}
+
+#[test]
+fn a_notification_with_data_names_the_queue_and_a_place_that_the_ring_has() {
+    let data = V1 | Features::NOTIFICATION_DATA;
+    for (features, value, notified, status) in [
+        // Without the feature all bits are the index.
+        (V1, 0x0003_0000_u32, false, 15),
+        (data, 0x0000_0000, true, 15),
+        // A split ring's index may be any; a packed ring's offset is less than its size.
+        (data, 0xFFFF_0000, true, 15),
+        (data | Features::RING_PACKED, 0x0007_0000, true, 15),
+        (data | Features::RING_PACKED, 0x8007_0000, true, 15),
+        (data | Features::RING_PACKED, 0x0008_0000, false, 79),
+        (data | Features::RING_PACKED, 0xFFFF_0000, false, 79),
+        // No such queue.
+        (data | Features::RING_PACKED, 0x0008_0009, false, 15),
+    ] {
+        machine!(ram, driver, probe, transport);
+        assert_eq!(driver.size, 8);
+        transport.bring_up(features, &driver);
+        transport.set(0x50, value);
+        assert_eq!(!probe.get().notified.is_empty(), notified, "{value:#x}");
+        assert_eq!(transport.get(0x70), status, "{value:#x}");
+        let fault = (status == 79).then_some(QueueError::NotificationData);
+        assert_eq!(transport.fault(), fault);
+    }
 }
 
 #[test]
@@ -200,7 +246,8 @@ fn features_ok_is_refused_without_version_1_or_for_what_is_not_offered_or_not_po
     assert!(!transport.negotiate(Features::empty()));
     assert!(!transport.negotiate(OWN));
     assert!(!transport.negotiate(V1 | Features::IN_ORDER));
-    assert!(!transport.negotiate(V1 | Features::RING_PACKED));
+    assert!(!transport.negotiate(V1 | Features::ACCESS_PLATFORM));
+    assert!(!transport.negotiate(V1 | Features::ORDER_PLATFORM));
     assert!(transport.negotiate(V1 | OWN));
     probe.get().refuse_features = OWN;
     assert!(!transport.negotiate(V1 | OWN));
