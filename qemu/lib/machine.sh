@@ -29,7 +29,7 @@ place_modules() {
 }
 
 # qemu_command: fill the array qemu_cmd from the settings of qemu/run.
-# cpu cpus memory gic icount bare terminal image kernel initrd bootargs disk_kind disk_file disk_format extra_args
+# cpu cpus memory gic icount bare terminal image kernel initrd bootargs el2_append disk_kind disk_file disk_format extra_args
 qemu_command() {
     # Without the hypervisor the guest enters at EL1, as it does on top of it: the fair comparison.
     local virtualization=on
@@ -49,12 +49,14 @@ qemu_command() {
     else
         # A reset of the board is EL2's own fault, never a guest's: end there.
         qemu_cmd+=(-no-reboot -kernel "$image")
+        local el2_bootargs=$el2_append
         if [[ -n $kernel ]]; then
             module_arguments
         elif [[ -n $bootargs ]]; then
             # The builtin guest has no module that could carry its command line: it gets EL2's.
-            qemu_cmd+=(-append "$bootargs")
+            el2_bootargs+=${el2_append:+ }$bootargs
         fi
+        if [[ -n $el2_bootargs ]]; then qemu_cmd+=(-append "$el2_bootargs"); fi
     fi
     if ((terminal)); then qemu_cmd+=(-serial mon:stdio); else qemu_cmd+=(-serial stdio -monitor none); fi
     qemu_cmd+=("${extra_args[@]}")

@@ -39,12 +39,6 @@ fn bytes(pa: Pa, len: usize) -> Option<&'static [u8]> {
     Some(unsafe { core::slice::from_raw_parts(start as *const u8, len) })
 }
 
-/// The log level of `sparkler.log=LEVEL` in the hypervisor's arguments.
-pub(super) fn log_level(bootargs: &str) -> Option<log::LevelFilter> {
-    let level = bootargs.split_whitespace().find_map(|word| word.strip_prefix("sparkler.log="));
-    level?.parse().ok()
-}
-
 /// Opens the console the tree names; without a tree, or if it names none that is known, the
 /// default one.
 pub(super) fn open_console(board: Option<&Board<'_>>) {

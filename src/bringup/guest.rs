@@ -29,6 +29,7 @@ use sparkler::vm::pl031::Pl031;
 use sparkler::vm::{ExitCounts, Vcpu, Vm, layout};
 
 use super::arena::place;
+use super::options::VirtioOptions;
 use super::{devices, stop};
 
 /// The guest that runs when no module is given.
@@ -149,13 +150,18 @@ fn plug_disk(
     pool: &mut FramePool<'static>,
     doorbells: &mut heapless::Vec<Doorbell, MAX_DOORBELLS>,
 ) {
+    let options = match VirtioOptions::parse(board.bootargs) {
+        Ok(options) => options,
+        Err(word) => stop(format_args!("sparkler.virtio: \"{word}\" means nothing")),
+    };
     let Some((disk, doorbell)) = devices::find_disk(board, pool) else {
         log::info!("no disk: the guest runs without");
         return;
     };
-    let plugged = place(|| disk)
-        .and_then(|disk| place(|| Block::new(disk)))
-        .and_then(|block| vm.plug(MmioTransport::new(block, vm.memory.clone())));
+    let plugged = place(|| disk).and_then(|disk| place(|| Block::new(disk))).and_then(|block| {
+        block.limit_segments(options.max_segments());
+        vm.plug(options.apply(MmioTransport::new(block, vm.memory.clone())))
+    });
     if plugged.is_none() {
         stop(format_args!("EL2's arena is too small for the disk"));
     }

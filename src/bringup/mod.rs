@@ -5,6 +5,7 @@ mod arena;
 mod board;
 mod devices;
 mod guest;
+mod options;
 
 use core::fmt;
 
@@ -24,7 +25,7 @@ pub(crate) fn run(boot: BootInfo) -> ! {
                 log::warn!("no PSCI by SMC: the board can be neither turned off nor reset");
                 firmware::set_absent();
             }
-            if let Some(level) = board::log_level(board.bootargs) {
+            if let Some(level) = options::log_level(board.bootargs) {
                 log::set_max_level(level);
             }
             guest::run(boot, board, tree)

@@ -72,6 +72,8 @@ enum Outcome {
 struct Requests<'d, 'm> {
     backend: &'d mut (dyn BlockBackend<'m> + 'd),
     info: BlockInfo,
+    /// The most data segments that requests are to have, whatever the disk can do.
+    max_segments: u16,
     /// By tag.
     slots: [Option<InFlight<'m>>; IN_FLIGHT as usize],
     /// A bit for each slot that is free.
@@ -98,6 +100,7 @@ impl<'d, 'm> Block<'d, 'm> {
         let requests = Requests {
             backend,
             info,
+            max_segments: u16::MAX,
             slots: [const { None }; IN_FLIGHT as usize],
             free: u64::MAX,
             in_flight: 0,
@@ -106,6 +109,13 @@ impl<'d, 'm> Block<'d, 'm> {
             kick: false,
         };
         Self { requests, chain: ChainBuffer::new() }
+    }
+
+    /// Tells drivers to cut requests into no more than `max` data segments, at least 1. Without
+    /// VIRTIO_F_INDIRECT_DESC a chain must fit in the queue, header and status included, and a
+    /// driver may count on `seg_max` for that.
+    pub fn limit_segments(&mut self, max: u16) {
+        self.requests.max_segments = max.max(1);
     }
 
     /// Starts what is available, until the queue is empty or the back end full.
@@ -257,7 +267,8 @@ impl<'m> VirtioDevice<'m> for Block<'_, 'm> {
     }
 
     fn read_config(&self, offset: usize, data: &mut [u8]) {
-        let config = wire::config(&self.requests.info);
+        let requests = &self.requests;
+        let config = wire::config(&requests.info, requests.max_segments);
         for (at, byte) in data.iter_mut().enumerate() {
             *byte = config.get(offset + at).copied().unwrap_or(0);
         }

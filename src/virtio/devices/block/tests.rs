@@ -184,6 +184,20 @@ fn a_disk_is_described_as_it_is() {
 }
 
 #[test]
+fn segments_can_be_limited_for_good_but_not_to_none() {
+    let ram = HostRam::new(RAM_SIZE);
+    let mut disk = Disk::new();
+    for (limit, seg_max) in [(14, 14), (1, 1), (0, 1), (1000, 32)] {
+        let mut device = Block::new(&mut disk);
+        device.limit_segments(limit);
+        let mut transport = MmioTransport::new(&mut device, guest_memory(&ram));
+        assert_eq!(transport.get(0x10C), seg_max);
+        transport.set(0x70, 0);
+        assert_eq!(transport.get(0x10C), seg_max);
+    }
+}
+
+#[test]
 fn a_read_goes_to_the_disk_without_a_copy_and_completes_when_it_does() {
     let disk = Disk::new();
     guest!(disk, WITH_FLUSH, driver, transport);

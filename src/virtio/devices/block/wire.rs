@@ -72,12 +72,12 @@ struct Config {
     blk_size: U32,
 }
 
-/// Configuration space for a disk like `info`.
-pub(super) fn config(info: &BlockInfo) -> [u8; CONFIG_SIZE] {
+/// Configuration space for a disk like `info`, with requests of at most `max_segments`.
+pub(super) fn config(info: &BlockInfo, max_segments: u16) -> [u8; CONFIG_SIZE] {
     zerocopy::transmute!(Config {
         capacity: U64::new(info.sectors),
         size_max: U32::new(0),
-        seg_max: U32::new(info.max_segments.min(MAX_DATA_SEGMENTS).into()),
+        seg_max: U32::new(info.max_segments.min(max_segments).min(MAX_DATA_SEGMENTS).into()),
         geometry: [0; 4],
         blk_size: U32::new(info.block_size),
     })
