@@ -65,6 +65,15 @@ pub enum GicError {
     Stuck,
 }
 
+impl core::fmt::Display for GicError {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.write_str(match self {
+            Self::NoRedistributor => "no redistributor is this core's",
+            Self::Stuck => "a register does not settle",
+        })
+    }
+}
+
 /// The board's distributor, and this core's redistributor.
 #[derive(Clone, Copy, Debug)]
 pub struct PhysicalGic {

@@ -36,7 +36,7 @@ fn open(slot: &VirtioSlot, pool: &mut FramePool<'static>) -> Option<(Disk, Optio
         Ok(DeviceKind::Block) => {}
         Ok(_) | Err(ProbeError::Empty) => return None,
         Err(error) => {
-            log::warn!("virtio-mmio at {at}: {error:?}");
+            log::warn!("virtio-mmio at {at}: {error}");
             return None;
         }
     }
@@ -52,7 +52,7 @@ fn open(slot: &VirtioSlot, pool: &mut FramePool<'static>) -> Option<(Disk, Optio
     let mut disk = match Disk::new(registers, dma, timeout, &mut Counter) {
         Ok(disk) => disk,
         Err(error) => {
-            log::warn!("disk at {at} is not used: {error:?}");
+            log::warn!("disk at {at} is not used: {error}");
             return None;
         }
     };

@@ -246,7 +246,7 @@ fn interrupt_controller(board: &Board<'_>) -> PhysicalGic {
     // SAFETY: both are this board's, by its device tree.
     match unsafe { PhysicalGic::init(distributor, frame) } {
         Ok(gic) => gic,
-        Err(error) => stop(format_args!("the interrupt controller cannot be used: {error:?}")),
+        Err(error) => stop(format_args!("the interrupt controller cannot be used: {error}")),
     }
 }
 

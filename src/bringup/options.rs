@@ -22,7 +22,7 @@ impl VirtioOptions {
     pub(super) fn parse(bootargs: &str) -> Result<Self, &str> {
         let mut options = Self { features: Features::COMMON, max_queue_size: u16::MAX };
         let words =
-            bootargs.split_whitespace().filter_map(|it| it.strip_prefix("sparkler.virtio="));
+            bootargs.split_ascii_whitespace().filter_map(|it| it.strip_prefix("sparkler.virtio="));
         for word in words.flat_map(|list| list.split(',')) {
             match word {
                 "packed" => options.features |= Features::RING_PACKED,
@@ -55,6 +55,7 @@ impl VirtioOptions {
 
 /// The log level of `sparkler.log=LEVEL`.
 pub(super) fn log_level(bootargs: &str) -> Option<log::LevelFilter> {
-    let level = bootargs.split_whitespace().find_map(|word| word.strip_prefix("sparkler.log="));
+    let level =
+        bootargs.split_ascii_whitespace().find_map(|word| word.strip_prefix("sparkler.log="));
     level?.parse().ok()
 }

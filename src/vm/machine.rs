@@ -133,7 +133,7 @@ impl<'m> Vm<'m> {
     fn report_fault(&self, slot: usize, device: &MmioTransport<'m, 'm>, now: Ticks) {
         match device.fault() {
             Some(fault) => {
-                self.warn(now, format_args!("virtio device {slot} needs a reset: {fault:?}"));
+                self.warn(now, format_args!("virtio device {slot} needs a reset: {fault}"));
             }
             None => {
                 self.warn(now, format_args!("virtio device {slot} cannot work as it is set up"))

@@ -1,6 +1,8 @@
 //! The MMIO transport from the driver's side: probing, status handshake, features, queue set-up.
 //! Source: virtio 3.1 (device initialization) and 4.2 (virtio over MMIO).
 
+use core::fmt;
+
 use embedded_hal::delay::DelayNs;
 
 use super::queue::QueueAddresses;
@@ -139,6 +141,33 @@ pub enum InitError {
     BadConfiguration,
     /// The device did not answer its first request.
     NoAnswer,
+}
+
+impl fmt::Display for ProbeError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NotVirtio(magic) => write!(f, "not a virtio device: magic {magic:#x}"),
+            Self::Legacy => f.write_str("legacy layout (QEMU: virtio-mmio.force-legacy=false)"),
+            Self::Version(version) => write!(f, "unknown layout version {version}"),
+            Self::Empty => f.write_str("no device"),
+        }
+    }
+}
+
+impl fmt::Display for InitError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::DmaMemory => "its DMA memory is too small",
+            Self::ResetTimeout => "it does not complete its reset",
+            Self::NoVersion1 => "it does not offer VERSION_1",
+            Self::FeaturesRefused => "it refuses the features it offers",
+            Self::NoQueue => "it has no queue",
+            Self::QueueInUse => "its queue is in use after its reset",
+            Self::QueueTooSmall => "its queue is too short for a request",
+            Self::BadConfiguration => "its configuration is impossible",
+            Self::NoAnswer => "it does not answer",
+        })
+    }
 }
 
 /// Which device `registers` belong to.

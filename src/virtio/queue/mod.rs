@@ -9,6 +9,8 @@ mod split;
 
 pub use chain::{Chain, ChainBuffer, Head};
 
+use core::fmt;
+
 use crate::memory::{GuestMemory, GuestMemoryError, Ipa, SharedSlice};
 use crate::virtio::Features;
 use packed::PackedRing;
@@ -48,6 +50,27 @@ pub enum QueueError {
     NotificationData,
     /// A request has no room for the answer its device type must give.
     NoRoomForStatus,
+}
+
+impl fmt::Display for QueueError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Size => "a queue size that cannot be",
+            Self::Alignment => "a queue area that is not aligned",
+            Self::Area(_) => "a queue area outside RAM",
+            Self::Overlap => "queue areas that overlap",
+            Self::Inaccessible => "a ring at an odd address",
+            Self::AvailableIndex => "more available than the ring holds",
+            Self::NotAvailable => "a list that goes on where nothing is available",
+            Self::DescriptorIndex => "a descriptor outside the table",
+            Self::ChainTooLong => "a chain that loops or is too long",
+            Self::ReadableAfterWritable => "a readable buffer after a writable one",
+            Self::Indirect => "a broken indirect table",
+            Self::Buffer(_) => "a buffer outside RAM",
+            Self::NotificationData => "a notification of no place in the ring",
+            Self::NoRoomForStatus => "a request without room for its answer",
+        })
+    }
 }
 
 /// Guest addresses of a queue's three areas, as the driver wrote them: allegations.

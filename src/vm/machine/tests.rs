@@ -194,7 +194,10 @@ fn a_broken_device_is_logged_once_with_the_reason() {
         }
         machine.vm.poll(machine.vcpu.index, &mut machine.host);
     });
-    assert_eq!(logged, ["WARN test: virtio device 0 needs a reset: DescriptorIndex"]);
+    assert_eq!(
+        logged,
+        ["WARN test: virtio device 0 needs a reset: a descriptor outside the table"]
+    );
     assert_eq!(machine.host.lrs.pending(), [VIRTIO_INTID]);
 }
 
@@ -209,7 +212,7 @@ fn a_queue_that_cannot_work_is_logged_too() {
         }
         machine.set(Machine::virtio(0, STATUS), 15);
     });
-    assert_eq!(logged, ["WARN test: virtio device 0 needs a reset: Size"]);
+    assert_eq!(logged, ["WARN test: virtio device 0 needs a reset: a queue size that cannot be"]);
 }
 
 #[test]
@@ -223,7 +226,7 @@ fn a_guest_that_breaks_its_device_for_ever_does_not_flood_the_log() {
         later,
         [
             "WARN test: 97 more warnings are not shown",
-            "WARN test: virtio device 0 needs a reset: DescriptorIndex"
+            "WARN test: virtio device 0 needs a reset: a descriptor outside the table"
         ]
     );
 }

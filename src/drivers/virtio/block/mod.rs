@@ -424,7 +424,7 @@ impl<'m, R: Registers> VirtioBlk<'m, R> {
             self.state = match self.bring_up_again() {
                 Ok(()) => State::Working,
                 Err(error) => {
-                    log::error!("virtio-blk: the device does not come back: {error:?}");
+                    log::error!("virtio-blk: the device does not come back: {error}");
                     self.transport.fail();
                     State::Failed
                 }
