@@ -53,20 +53,38 @@ impl<'m> GuestMemory<'m> {
     /// If any of it is not RAM, or the range wraps. An empty range must lie in RAM too.
     #[inline]
     pub fn slice(&self, ipa: Ipa, len: usize) -> Result<SharedSlice<'m>, GuestMemoryError> {
+        // Most guests have one region, and most ranges are legal.
+        if let Some(region) = self.regions.first()
+            && let Some(slice) = slice_of(region, ipa, len)
+        {
+            return Ok(slice);
+        }
+        self.slice_elsewhere(ipa, len)
+    }
+
+    #[cold]
+    fn slice_elsewhere(&self, ipa: Ipa, len: usize) -> Result<SharedSlice<'m>, GuestMemoryError> {
         if ipa.checked_add(len as u64).is_none() {
             return Err(GuestMemoryError::Wraps);
         }
-        for (base, region) in &self.regions {
-            let Some(offset) = ipa.raw().checked_sub(base.raw()) else {
-                continue;
-            };
-            if offset >= region.len() as u64 {
-                continue;
-            }
-            return region.subslice(offset as usize, len).ok_or(GuestMemoryError::NotRam);
-        }
-        Err(GuestMemoryError::NotRam)
+        let slice = self.regions.iter().find_map(|region| slice_of(region, ipa, len));
+        slice.ok_or(GuestMemoryError::NotRam)
     }
+}
+
+/// The `len` bytes at `ipa` if they are wholly in `region` and begin before its end.
+#[inline(always)]
+fn slice_of<'m>(
+    (base, region): &(Ipa, SharedSlice<'m>),
+    ipa: Ipa,
+    len: usize,
+) -> Option<SharedSlice<'m>> {
+    // Below the base this is more than any region has.
+    let offset = ipa.raw().wrapping_sub(base.raw());
+    if offset >= region.len() as u64 {
+        return None;
+    }
+    region.subslice(offset as usize, len)
 }
 
 impl Default for GuestMemory<'_> {

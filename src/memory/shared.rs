@@ -93,11 +93,10 @@ impl<'m> SharedSlice<'m> {
     /// The `len` bytes at `offset`, or `None` if they do not lie wholly inside.
     #[inline(always)]
     pub fn subslice(&self, offset: usize, len: usize) -> Option<SharedSlice<'m>> {
-        let end = offset.checked_add(len)?;
-        if end > self.len {
+        if len > self.len.checked_sub(offset)? {
             return None;
         }
-        // SAFETY: offset <= end <= self.len, so the pointer stays inside the owned range.
+        // SAFETY: offset <= self.len, so the pointer stays inside the owned range.
         let base = unsafe { self.base.add(offset) };
         Some(SharedSlice {
             base,

@@ -98,41 +98,55 @@ pub struct Chain<'a, 'm> {
 /// Room for one chain's segments. A device owns one; popping a chain fills it.
 pub struct ChainBuffer<'m> {
     segments: [SharedSlice<'m>; MAX_SEGMENTS],
-    extent: Extent,
 }
 
 /// How far a chain goes: readable segments first, then writable ones.
 ///
-/// Kept out of [`ChainBuffer`] while a chain is walked, so that it can live in registers.
+/// Kept out of [`ChainBuffer`] so that it can live in registers.
 #[derive(Clone, Copy)]
 pub(super) struct Extent {
     segments: usize,
     bytes: u64,
     /// The readable segments and their bytes, once a writable one has been seen.
-    readable: Option<(usize, u64)>,
+    readable: (usize, u64),
+    writable: bool,
 }
 
 impl Extent {
     /// No segments.
-    pub(super) const EMPTY: Extent = Extent { segments: 0, bytes: 0, readable: None };
+    pub(super) const EMPTY: Extent =
+        Extent { segments: 0, bytes: 0, readable: (0, 0), writable: false };
 
     /// Whether a writable segment has been seen.
     #[inline(always)]
     pub(super) fn is_writable(&self) -> bool {
-        self.readable.is_some()
+        self.writable
     }
 
     /// From here on segments are writable.
     #[inline(always)]
     pub(super) fn begin_writable(&mut self) {
-        self.readable = Some((self.segments, self.bytes));
+        self.readable = (self.segments, self.bytes);
+        self.writable = true;
+    }
+
+    /// The last descriptor has been added.
+    #[inline(always)]
+    pub(super) fn finish(mut self) -> Result<Extent, QueueError> {
+        if self.bytes > MAX_CHAIN_BYTES {
+            return Err(QueueError::ChainTooLong);
+        }
+        if !self.writable {
+            self.readable = (self.segments, self.bytes);
+        }
+        Ok(self)
     }
 }
 
 impl<'m> ChainBuffer<'m> {
     /// An empty buffer.
     pub const fn new() -> Self {
-        Self { segments: [SharedSlice::empty(); MAX_SEGMENTS], extent: Extent::EMPTY }
+        Self { segments: [SharedSlice::empty(); MAX_SEGMENTS] }
     }
 
     /// Adds the `len` bytes at `address`. A buffer of no bytes is nothing.
@@ -155,28 +169,16 @@ impl<'m> ChainBuffer<'m> {
         Ok(())
     }
 
-    /// The last descriptor has been added.
+    /// The chain that was added: as far as `extent`, of `descriptors` descriptors of the ring.
     #[inline(always)]
-    pub(super) fn finish(&mut self, extent: Extent) -> Result<(), QueueError> {
-        if extent.bytes > MAX_CHAIN_BYTES {
-            return Err(QueueError::ChainTooLong);
-        }
-        self.extent = extent;
-        Ok(())
-    }
-
-    /// The chain that was added last, of `descriptors` descriptors of the ring.
-    #[inline(always)]
-    pub(super) fn chain(&mut self, id: u16, descriptors: u16) -> Chain<'_, 'm> {
-        let Extent { segments, bytes, readable } = self.extent;
-        let head = Head::new(id, descriptors, readable.is_some());
-        let (readable, readable_bytes) = readable.unwrap_or((segments, bytes));
+    pub(super) fn chain(&mut self, extent: Extent, id: u16, descriptors: u16) -> Chain<'_, 'm> {
+        let Extent { segments, bytes, readable: (readable, readable_bytes), writable } = extent;
         let segments = self.segments.get_mut(..segments).unwrap_or_default();
-        let (readable, writable) = segments.split_at_mut_checked(readable).unwrap_or_default();
+        let (readable, rest) = segments.split_at_mut_checked(readable).unwrap_or_default();
         Chain {
-            head,
+            head: Head::new(id, descriptors, writable),
             readable: Reader::new(readable, readable_bytes as usize),
-            writable: Writer::new(writable, (bytes - readable_bytes) as usize),
+            writable: Writer::new(rest, (bytes - readable_bytes) as usize),
         }
     }
 }

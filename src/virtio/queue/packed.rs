@@ -61,61 +61,58 @@ const EVENT_DESC: u32 = 2;
 /// A place in the ring, and the lap.
 #[derive(Clone, Copy, PartialEq, Eq)]
 struct Position {
-    index: u16,
-    wrap: bool,
+    index: u32,
+    /// The owner flags of an available descriptor here: AVAIL in laps whose wrap counter is 1, USED
+    /// in the others (2.8.1).
+    available: u64,
 }
 
 impl Position {
-    /// The start: wrap counters are initially 1 (2.8.1).
-    const START: Position = Position { index: 0, wrap: true };
+    /// The start: wrap counters are initially 1.
+    const START: Position = Position { index: 0, available: AVAIL };
 
     /// `count` descriptors on, at most `size`.
     #[inline(always)]
-    fn advance(&mut self, count: u16, size: u16) {
-        // No overflow: each is at most 2^15, and the index less than that.
-        let index = self.index + count;
-        if index >= size {
-            self.index = index - size;
-            self.wrap = !self.wrap;
-        } else {
-            self.index = index;
+    fn advance(&mut self, count: u32, size: u32) {
+        self.index += count;
+        if self.index >= size {
+            self.index -= size;
+            self.available ^= OWNER;
         }
     }
 
     /// `count` descriptors back, at most `size`.
     #[inline(always)]
-    fn go_back(&mut self, count: u16, size: u16) {
-        match self.index.checked_sub(count) {
-            Some(index) => self.index = index,
-            None => {
-                self.index = self.index + size - count;
-                self.wrap = !self.wrap;
-            }
+    fn go_back(&mut self, count: u32, size: u32) {
+        if self.index < count {
+            self.index += size;
+            self.available ^= OWNER;
         }
+        self.index -= count;
     }
 
     /// Offset of the descriptor in the ring.
     #[inline(always)]
     fn offset(self) -> usize {
-        usize::from(self.index) * DESCRIPTOR
+        self.index as usize * DESCRIPTOR
     }
 
-    /// The owner flags of an available descriptor here.
     #[inline(always)]
-    fn available(self) -> u64 {
-        if self.wrap { AVAIL } else { USED }
+    fn wrap(self) -> bool {
+        self.available == AVAIL
     }
 
-    /// The owner flags of a used descriptor here.
+    /// The owner flags of a used descriptor here: both as the wrap counter.
     #[inline(always)]
     fn used(self) -> u64 {
-        if self.wrap { AVAIL | USED } else { 0 }
+        let avail = self.available & AVAIL;
+        avail | avail << (USED.trailing_zeros() - AVAIL.trailing_zeros())
     }
 
     /// As an event suppression structure has it.
     #[inline(always)]
     fn event(self) -> u32 {
-        u32::from(self.index) | u32::from(self.wrap) << EVENT_WRAP_SHIFT
+        self.index | u32::from(self.wrap()) << EVENT_WRAP_SHIFT
     }
 }
 
@@ -126,7 +123,7 @@ pub(super) struct PackedRing<'m> {
     driver_event: SharedSlice<'m>,
     /// Written only.
     device_event: SharedSlice<'m>,
-    size: u16,
+    size: u32,
     event_idx: bool,
     indirect: bool,
     /// The driver is asked to notify.
@@ -138,17 +135,17 @@ pub(super) struct PackedRing<'m> {
     /// Where the next used descriptor goes.
     next_used: Position,
     /// Descriptors between the two: the device has taken and not used them.
-    taken: u16,
+    taken: u32,
     /// Lists taken and not completed.
     outstanding: u16,
     /// Descriptors of the list taken last.
-    last: u16,
+    last: u32,
     /// The first used descriptor that is not published: its offset, and its second word.
     unpublished: (usize, u64),
     /// Descriptors used since the last time something was published.
-    used: u16,
+    used: u32,
     /// Lists that may still be taken in this batch.
-    budget: u16,
+    budget: u32,
     /// Lists were left that no notification will announce.
     leftover: bool,
 }
@@ -170,7 +167,7 @@ impl<'m> PackedRing<'m> {
             ring,
             driver_event,
             device_event,
-            size,
+            size: size.into(),
             event_idx: features.contains(Features::EVENT_IDX),
             indirect: features.contains(Features::INDIRECT_DESC),
             notifications: true,
@@ -182,7 +179,7 @@ impl<'m> PackedRing<'m> {
             last: 0,
             unpublished: (0, 0),
             used: 0,
-            budget: size,
+            budget: size.into(),
             leftover: false,
         })
     }
@@ -195,7 +192,7 @@ impl<'m> PackedRing<'m> {
 
     #[inline(always)]
     pub(super) fn size(&self) -> u16 {
-        self.size
+        self.size as u16
     }
 
     #[inline(always)]
@@ -220,7 +217,7 @@ impl<'m> PackedRing<'m> {
             return Ok(None);
         };
         let mut rest = self.load_rest()?;
-        if rest & OWNER != self.next_available.available() {
+        if rest & OWNER != self.next_available.available {
             match self.refresh()? {
                 Some(available) => rest = available,
                 None => {
@@ -238,17 +235,17 @@ impl<'m> PackedRing<'m> {
         fence(Ordering::Acquire);
         let address = self.ring.load_u64(self.next_available.offset());
         let first = Descriptor { address: address.ok_or(QueueError::Inaccessible)?, rest };
-        let (id, descriptors) = if rest & INDIRECT == 0 {
+        let (extent, id, descriptors) = if rest & INDIRECT == 0 {
             self.walk(first, memory, buffer)?
         } else {
-            self.walk_indirect(first, memory, buffer)?;
-            ((rest >> ID_SHIFT) as u16, 1)
+            let extent = self.walk_indirect(first, memory, buffer)?;
+            (extent, (rest >> ID_SHIFT) as u16, 1)
         };
         self.next_available.advance(descriptors, self.size);
         self.taken += descriptors;
         self.outstanding += 1;
         self.last = descriptors;
-        Ok(Some(buffer.chain(id, descriptors)))
+        Ok(Some(buffer.chain(extent, id, descriptors as u16)))
     }
 
     /// Undoes the last [`Self::pop`]: the list has had no effect, and is taken again later.
@@ -287,18 +284,18 @@ impl<'m> PackedRing<'m> {
         // Ordering 3: the driver may have added a list before it could see the request.
         fence(Ordering::SeqCst);
         let rest = self.load_rest()?;
-        Ok((rest & OWNER == next.available()).then_some(rest))
+        Ok((rest & OWNER == next.available).then_some(rest))
     }
 
-    /// Fills `buffer` from the list that begins with `first`. Gives its buffer ID, which is in its
-    /// last descriptor, and how many descriptors it has (2.8.6).
+    /// Fills `buffer` from the list that begins with `first`. Gives its extent, its buffer ID, which
+    /// is in its last descriptor, and how many descriptors it has (2.8.6).
     #[inline(always)]
     fn walk(
         &self,
         first: Descriptor,
         memory: &GuestMemory<'m>,
         buffer: &mut ChainBuffer<'m>,
-    ) -> Result<(u16, u16), QueueError> {
+    ) -> Result<(Extent, u16, u32), QueueError> {
         const KIND: u64 = OWNER | WRITE | INDIRECT;
         let mut descriptor = first;
         let mut at = self.next_available;
@@ -306,36 +303,36 @@ impl<'m> PackedRing<'m> {
         // What is not taken already; at least 1.
         let most = self.size - self.taken;
         let mut descriptors = 1;
-        while descriptor.rest & KIND == at.available() {
+        while descriptor.rest & KIND == at.available {
             buffer.add(&mut extent, memory, descriptor.address, descriptor.len())?;
             if descriptor.rest & NEXT == 0 {
-                buffer.finish(extent)?;
-                return Ok(((descriptor.rest >> ID_SHIFT) as u16, descriptors));
+                let id = (descriptor.rest >> ID_SHIFT) as u16;
+                return Ok((extent.finish()?, id, descriptors));
             }
             if descriptors == most {
                 return Err(QueueError::ChainTooLong);
             }
             descriptors += 1;
             at.advance(1, self.size);
-            descriptor = Descriptor::read(&self.ring, at.index)?;
+            descriptor = Descriptor::read(&self.ring, at.index as u16)?;
         }
-        if descriptor.rest & KIND == at.available() | WRITE {
+        if descriptor.rest & KIND == at.available | WRITE {
             extent.begin_writable();
         }
-        while descriptor.rest & KIND == at.available() | WRITE {
+        while descriptor.rest & KIND == at.available | WRITE {
             buffer.add(&mut extent, memory, descriptor.address, descriptor.len())?;
             if descriptor.rest & NEXT == 0 {
-                buffer.finish(extent)?;
-                return Ok(((descriptor.rest >> ID_SHIFT) as u16, descriptors));
+                let id = (descriptor.rest >> ID_SHIFT) as u16;
+                return Ok((extent.finish()?, id, descriptors));
             }
             if descriptors == most {
                 return Err(QueueError::ChainTooLong);
             }
             descriptors += 1;
             at.advance(1, self.size);
-            descriptor = Descriptor::read(&self.ring, at.index)?;
+            descriptor = Descriptor::read(&self.ring, at.index as u16)?;
         }
-        Err(if descriptor.rest & OWNER != at.available() {
+        Err(if descriptor.rest & OWNER != at.available {
             QueueError::NotAvailable
         } else if descriptor.rest & INDIRECT != 0 {
             // A list is of one kind (2.8.5).
@@ -355,7 +352,7 @@ impl<'m> PackedRing<'m> {
         descriptor: Descriptor,
         memory: &GuestMemory<'m>,
         buffer: &mut ChainBuffer<'m>,
-    ) -> Result<(), QueueError> {
+    ) -> Result<Extent, QueueError> {
         let len = descriptor.len() as usize;
         let alone = descriptor.rest & NEXT == 0;
         if !self.indirect || !alone || len == 0 || !len.is_multiple_of(DESCRIPTOR) {
@@ -379,7 +376,7 @@ impl<'m> PackedRing<'m> {
             }
             buffer.add(&mut extent, memory, descriptor.address, descriptor.len())?;
         }
-        buffer.finish(extent)
+        extent.finish()
     }
 
     /// Writes the used descriptor of a list; the driver sees it after [`Self::publish`].
@@ -394,7 +391,7 @@ impl<'m> PackedRing<'m> {
             return;
         }
         // Not more than was taken, or places would be skipped that are the driver's.
-        let descriptors = head.descriptors().min(self.taken);
+        let descriptors = u32::from(head.descriptors()).min(self.taken);
         let place = self.next_used;
         let mut rest = u64::from(head.id()) << ID_SHIFT | place.used();
         if head.is_writable() {
@@ -441,15 +438,15 @@ impl<'m> PackedRing<'m> {
 
     /// Whether the place that `event` names is among the last `used` descriptors used.
     #[inline(always)]
-    fn used_up_to(&self, event: u32, used: u16) -> bool {
+    fn used_up_to(&self, event: u32, used: u32) -> bool {
         let new = self.next_used.index;
         let wrap = event >> EVENT_WRAP_SHIFT & 1 != 0;
-        let mut place = (event & EVENT_OFFSET) as u16;
-        if wrap != self.next_used.wrap {
+        let mut place = event & EVENT_OFFSET;
+        if wrap != self.next_used.wrap() {
             // In the lap before: negative, as what was used before the end of the ring is.
             place = place.wrapping_sub(self.size);
         }
-        passes(place, new.wrapping_sub(used), new)
+        passes(place as u16, new.wrapping_sub(used) as u16, new as u16)
     }
 
     /// Asks the driver to notify, or not to because the queue is looked at anyway.

@@ -24,6 +24,11 @@ const NEXT: u16 = 1;
 const WRITE: u16 = 2;
 const INDIRECT: u16 = 4;
 
+/// Position of the flags in the second word of a descriptor, between the length and `next`.
+const FLAGS_SHIFT: u32 = 32;
+/// The flags that say what kind of descriptor it is.
+const KIND: u64 = ((WRITE | INDIRECT) as u64) << FLAGS_SHIFT;
+
 /// Offsets in the available and the used ring; the event field follows the entries.
 const FLAGS: usize = 0;
 const IDX: usize = 2;
@@ -44,13 +49,13 @@ fn next(descriptor: Descriptor) -> u16 {
 
 #[inline(always)]
 fn has(descriptor: Descriptor, flag: u16) -> bool {
-    descriptor.rest & u64::from(flag) << 32 != 0
+    descriptor.rest & u64::from(flag) << FLAGS_SHIFT != 0
 }
 
 /// How far the descriptors of one table led.
 enum Walked {
     /// To the end of the chain; it is in the buffer.
-    End,
+    End(Extent),
     /// To a descriptor that refers to a table.
     Indirect(Descriptor, Extent),
 }
@@ -72,8 +77,7 @@ fn walk_table<'m>(
         while !has(descriptor, WRITE | INDIRECT) {
             buffer.add(&mut extent, memory, descriptor.address, descriptor.len())?;
             if !has(descriptor, NEXT) {
-                buffer.finish(extent)?;
-                return Ok(Walked::End);
+                return Ok(Walked::End(extent.finish()?));
             }
             left -= 1;
             if left == 0 {
@@ -86,11 +90,10 @@ fn walk_table<'m>(
         }
         extent.begin_writable();
     }
-    while has(descriptor, WRITE) && !has(descriptor, INDIRECT) {
+    while descriptor.rest & KIND == u64::from(WRITE) << FLAGS_SHIFT {
         buffer.add(&mut extent, memory, descriptor.address, descriptor.len())?;
         if !has(descriptor, NEXT) {
-            buffer.finish(extent)?;
-            return Ok(Walked::End);
+            return Ok(Walked::End(extent.finish()?));
         }
         left -= 1;
         if left == 0 {
@@ -208,9 +211,9 @@ impl<'m> SplitRing<'m> {
         let slot = usize::from(self.next_available & (self.size - 1));
         let entry = self.available.load_u16(RING + slot * AVAILABLE_ENTRY);
         let head = entry.ok_or(QueueError::Inaccessible)?;
-        self.walk(head, memory, buffer)?;
+        let extent = self.walk(head, memory, buffer)?;
         self.next_available = self.next_available.wrapping_add(1);
-        Ok(Some(buffer.chain(head, 1)))
+        Ok(Some(buffer.chain(extent, head, 1)))
     }
 
     /// Undoes the last [`Self::pop`]: the chain has had no effect, and is taken again later.
@@ -261,11 +264,11 @@ impl<'m> SplitRing<'m> {
         head: u16,
         memory: &GuestMemory<'m>,
         buffer: &mut ChainBuffer<'m>,
-    ) -> Result<(), QueueError> {
+    ) -> Result<Extent, QueueError> {
         // A chain has at most as many descriptors as the table.
         let limit = usize::from(self.size);
         match walk_table(&self.descriptors, head, limit, Extent::EMPTY, memory, buffer)? {
-            Walked::End => Ok(()),
+            Walked::End(extent) => Ok(extent),
             Walked::Indirect(descriptor, extent) => {
                 self.walk_indirect(descriptor, extent, memory, buffer)
             }
@@ -283,7 +286,7 @@ impl<'m> SplitRing<'m> {
         extent: Extent,
         memory: &GuestMemory<'m>,
         buffer: &mut ChainBuffer<'m>,
-    ) -> Result<(), QueueError> {
+    ) -> Result<Extent, QueueError> {
         let len = descriptor.len() as usize;
         if !self.indirect || has(descriptor, NEXT) || len == 0 || !len.is_multiple_of(DESCRIPTOR) {
             return Err(QueueError::Indirect);
@@ -292,7 +295,7 @@ impl<'m> SplitRing<'m> {
         let table = memory.slice(table, len).map_err(QueueError::Buffer)?;
         let limit = MAX_SEGMENTS.min(len / DESCRIPTOR);
         match walk_table(&table, 0, limit, extent, memory, buffer)? {
-            Walked::End => Ok(()),
+            Walked::End(extent) => Ok(extent),
             Walked::Indirect(..) => Err(QueueError::Indirect),
         }
     }
