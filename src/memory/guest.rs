@@ -19,12 +19,14 @@ pub enum GuestMemoryError {
 #[derive(Clone)]
 pub struct GuestMemory<'m> {
     regions: heapless::Vec<(Ipa, SharedSlice<'m>), MAX_REGIONS>,
+    /// The first of them again, or one of no bytes: where most ranges are.
+    first: (Ipa, SharedSlice<'m>),
 }
 
 impl<'m> GuestMemory<'m> {
     /// A guest without RAM.
     pub const fn new() -> Self {
-        Self { regions: heapless::Vec::new() }
+        Self { regions: heapless::Vec::new(), first: (Ipa::new(0), SharedSlice::empty()) }
     }
 
     /// Adds `memory` at `ipa`. Gives the region back if the table is full, the region is empty,
@@ -39,7 +41,9 @@ impl<'m> GuestMemory<'m> {
         if overlaps || memory.is_empty() {
             return Err(memory);
         }
-        self.regions.push((ipa, memory)).map_err(|(_, memory)| memory)
+        self.regions.push((ipa, memory)).map_err(|(_, memory)| memory)?;
+        self.first = self.regions.first().copied().unwrap_or(self.first);
+        Ok(())
     }
 
     /// The regions: guest address and memory.
@@ -53,17 +57,26 @@ impl<'m> GuestMemory<'m> {
     /// If any of it is not RAM, or the range wraps. An empty range must lie in RAM too.
     #[inline]
     pub fn slice(&self, ipa: Ipa, len: usize) -> Result<SharedSlice<'m>, GuestMemoryError> {
-        // Most guests have one region, and most ranges are legal.
-        if let Some(region) = self.regions.first()
-            && let Some(slice) = slice_of(region, ipa, len)
-        {
-            return Ok(slice);
+        match self.slice_of_first(ipa, len) {
+            Some(slice) => Ok(slice),
+            None => self.slice_of_any(ipa, len),
         }
-        self.slice_elsewhere(ipa, len)
     }
 
+    /// The `len` bytes at `ipa` if they lie in the first region, for hot paths;
+    /// [`Self::slice_of_any`] if not.
+    #[inline(always)]
+    pub(crate) fn slice_of_first(&self, ipa: Ipa, len: usize) -> Option<SharedSlice<'m>> {
+        slice_of(&self.first, ipa, len)
+    }
+
+    /// As [`Self::slice`], but small instead of fast.
     #[cold]
-    fn slice_elsewhere(&self, ipa: Ipa, len: usize) -> Result<SharedSlice<'m>, GuestMemoryError> {
+    pub(crate) fn slice_of_any(
+        &self,
+        ipa: Ipa,
+        len: usize,
+    ) -> Result<SharedSlice<'m>, GuestMemoryError> {
         if ipa.checked_add(len as u64).is_none() {
             return Err(GuestMemoryError::Wraps);
         }

@@ -132,14 +132,14 @@ impl Extent {
 
     /// The last descriptor has been added.
     #[inline(always)]
-    pub(super) fn finish(mut self) -> Result<Extent, QueueError> {
+    pub(super) fn finish(&mut self) -> Result<(), QueueError> {
         if self.bytes > MAX_CHAIN_BYTES {
             return Err(QueueError::ChainTooLong);
         }
         if !self.writable {
             self.readable = (self.segments, self.bytes);
         }
-        Ok(self)
+        Ok(())
     }
 }
 
@@ -161,8 +161,11 @@ impl<'m> ChainBuffer<'m> {
         if len == 0 {
             return Ok(());
         }
-        let segment = memory.slice(Ipa::new(address), len as usize).map_err(QueueError::Buffer)?;
-        *self.segments.get_mut(extent.segments).ok_or(QueueError::ChainTooLong)? = segment;
+        let slot = self.segments.get_mut(extent.segments).ok_or(QueueError::ChainTooLong)?;
+        match memory.slice_of_first(Ipa::new(address), len as usize) {
+            Some(segment) => *slot = segment,
+            None => add_elsewhere(slot, memory, address, len)?,
+        }
         extent.segments += 1;
         // No overflow: there are at most MAX_SEGMENTS lengths of 32 bits.
         extent.bytes += u64::from(len);
@@ -181,6 +184,19 @@ impl<'m> ChainBuffer<'m> {
             writable: Writer::new(rest, (bytes - readable_bytes) as usize),
         }
     }
+}
+
+/// As [`ChainBuffer::add`] into `slot`, for what is not in the first region: out of the way, so that
+/// the usual case stays in registers.
+#[cold]
+fn add_elsewhere<'m>(
+    slot: &mut SharedSlice<'m>,
+    memory: &GuestMemory<'m>,
+    address: u64,
+    len: u32,
+) -> Result<(), QueueError> {
+    *slot = memory.slice_of_any(Ipa::new(address), len as usize).map_err(QueueError::Buffer)?;
+    Ok(())
 }
 
 impl Default for ChainBuffer<'_> {

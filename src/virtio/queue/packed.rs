@@ -58,26 +58,40 @@ const EVENT_ENABLE: u32 = 0;
 const EVENT_DISABLE: u32 = 1;
 const EVENT_DESC: u32 = 2;
 
-/// A place in the ring, and the lap.
+/// A place in the ring, and the owner flags that descriptors get there in this lap.
 #[derive(Clone, Copy, PartialEq, Eq)]
 struct Position {
     index: u32,
-    /// The owner flags of an available descriptor here: AVAIL in laps whose wrap counter is 1, USED
-    /// in the others (2.8.1).
-    available: u64,
+    /// Of an available descriptor the flag AVAIL or USED, of a used one both or none (2.8.1): both
+    /// change with every lap.
+    owner: u64,
 }
 
 impl Position {
-    /// The start: wrap counters are initially 1.
-    const START: Position = Position { index: 0, available: AVAIL };
+    /// Where the first available descriptor is; the wrap counter is initially 1.
+    const FIRST_AVAILABLE: Position = Position { index: 0, owner: AVAIL };
+    /// Where the first used descriptor is.
+    const FIRST_USED: Position = Position { index: 0, owner: OWNER };
+
+    /// One descriptor on.
+    #[inline(always)]
+    fn next(&mut self, size: u32) {
+        self.index += 1;
+        if self.index == size {
+            seldom();
+            self.index = 0;
+            self.owner ^= OWNER;
+        }
+    }
 
     /// `count` descriptors on, at most `size`.
     #[inline(always)]
     fn advance(&mut self, count: u32, size: u32) {
         self.index += count;
         if self.index >= size {
+            seldom();
             self.index -= size;
-            self.available ^= OWNER;
+            self.owner ^= OWNER;
         }
     }
 
@@ -86,7 +100,7 @@ impl Position {
     fn go_back(&mut self, count: u32, size: u32) {
         if self.index < count {
             self.index += size;
-            self.available ^= OWNER;
+            self.owner ^= OWNER;
         }
         self.index -= count;
     }
@@ -97,16 +111,10 @@ impl Position {
         self.index as usize * DESCRIPTOR
     }
 
+    /// The wrap counter.
     #[inline(always)]
     fn wrap(self) -> bool {
-        self.available == AVAIL
-    }
-
-    /// The owner flags of a used descriptor here: both as the wrap counter.
-    #[inline(always)]
-    fn used(self) -> u64 {
-        let avail = self.available & AVAIL;
-        avail | avail << (USED.trailing_zeros() - AVAIL.trailing_zeros())
+        self.owner & AVAIL != 0
     }
 
     /// As an event suppression structure has it.
@@ -115,6 +123,10 @@ impl Position {
         self.index | u32::from(self.wrap()) << EVENT_WRAP_SHIFT
     }
 }
+
+/// Tells the compiler which way a branch seldom goes.
+#[cold]
+fn seldom() {}
 
 /// A packed virtqueue that is enabled: its areas are resolved, its size is 1 to 2^15.
 pub(super) struct PackedRing<'m> {
@@ -137,7 +149,7 @@ pub(super) struct PackedRing<'m> {
     /// Descriptors between the two: the device has taken and not used them.
     taken: u32,
     /// Lists taken and not completed.
-    outstanding: u16,
+    outstanding: u32,
     /// Descriptors of the list taken last.
     last: u32,
     /// The first used descriptor that is not published: its offset, and its second word.
@@ -172,8 +184,8 @@ impl<'m> PackedRing<'m> {
             indirect: features.contains(Features::INDIRECT_DESC),
             notifications: true,
             armed_at: None,
-            next_available: Position::START,
-            next_used: Position::START,
+            next_available: Position::FIRST_AVAILABLE,
+            next_used: Position::FIRST_USED,
             taken: 0,
             outstanding: 0,
             last: 0,
@@ -202,7 +214,7 @@ impl<'m> PackedRing<'m> {
 
     #[inline(always)]
     pub(super) fn outstanding(&self) -> u16 {
-        self.outstanding
+        self.outstanding as u16
     }
 
     /// Takes the next list, validated whole. `None` if there is none, or the batch is used up.
@@ -216,9 +228,11 @@ impl<'m> PackedRing<'m> {
             self.leftover = true;
             return Ok(None);
         };
-        let mut rest = self.load_rest()?;
-        if rest & OWNER != self.next_available.available {
-            match self.refresh()? {
+        let place = self.ring.subslice(self.next_available.offset(), DESCRIPTOR);
+        let place = place.ok_or(QueueError::Inaccessible)?;
+        let mut rest = place.load_u64(REST).ok_or(QueueError::Inaccessible)?;
+        if rest & OWNER != self.next_available.owner {
+            match self.refresh(&place)? {
                 Some(available) => rest = available,
                 None => {
                     self.leftover = false;
@@ -233,14 +247,20 @@ impl<'m> PackedRing<'m> {
         self.budget = budget;
         // Ordering 1.
         fence(Ordering::Acquire);
-        let address = self.ring.load_u64(self.next_available.offset());
-        let first = Descriptor { address: address.ok_or(QueueError::Inaccessible)?, rest };
-        let (extent, id, descriptors) = if rest & INDIRECT == 0 {
-            self.walk(first, memory, buffer)?
+        let address = place.load_u64(0).ok_or(QueueError::Inaccessible)?;
+        let first = Descriptor { address, rest };
+        let mut extent = Extent::EMPTY;
+        let mut descriptors = 1;
+        let mut last = rest;
+        if rest & INDIRECT == 0 {
+            last = self.walk(first, &mut extent, &mut descriptors, memory, buffer)?;
         } else {
-            let extent = self.walk_indirect(first, memory, buffer)?;
-            (extent, (rest >> ID_SHIFT) as u16, 1)
-        };
+            // One of its own: the other one can stay in registers.
+            let mut table = Extent::EMPTY;
+            self.walk_indirect(first, &mut table, memory, buffer)?;
+            extent = table;
+        }
+        let id = (last >> ID_SHIFT) as u16;
         self.next_available.advance(descriptors, self.size);
         self.taken += descriptors;
         self.outstanding += 1;
@@ -262,17 +282,10 @@ impl<'m> PackedRing<'m> {
         self.leftover = true;
     }
 
-    /// The second word of the next descriptor to be taken.
-    #[inline(always)]
-    fn load_rest(&self) -> Result<u64, QueueError> {
-        let rest = self.ring.load_u64(self.next_available.offset() + REST);
-        rest.ok_or(QueueError::Inaccessible)
-    }
-
     /// Nothing is available: makes the driver notify of its next addition. The second word of the
     /// next descriptor if there is one after all.
     #[inline]
-    fn refresh(&mut self) -> Result<Option<u64>, QueueError> {
+    fn refresh(&mut self, place: &SharedSlice<'_>) -> Result<Option<u64>, QueueError> {
         let next = self.next_available;
         if !self.notifications || !self.event_idx || self.armed_at == Some(next) {
             // Without EVENT_IDX notifications were on all the time, or are not wanted; with it, the
@@ -283,63 +296,54 @@ impl<'m> PackedRing<'m> {
         self.armed_at = Some(next);
         // Ordering 3: the driver may have added a list before it could see the request.
         fence(Ordering::SeqCst);
-        let rest = self.load_rest()?;
-        Ok((rest & OWNER == next.available).then_some(rest))
+        let rest = place.load_u64(REST).ok_or(QueueError::Inaccessible)?;
+        Ok((rest & OWNER == next.owner).then_some(rest))
     }
 
-    /// Fills `buffer` from the list that begins with `first`. Gives its extent, its buffer ID, which
-    /// is in its last descriptor, and how many descriptors it has (2.8.6).
+    /// Fills `buffer` from the list that begins with `first`. Gives the second word of its last
+    /// descriptor, where the buffer ID is (2.8.6).
     #[inline(always)]
     fn walk(
         &self,
         first: Descriptor,
+        extent: &mut Extent,
+        descriptors: &mut u32,
         memory: &GuestMemory<'m>,
         buffer: &mut ChainBuffer<'m>,
-    ) -> Result<(Extent, u16, u32), QueueError> {
-        const KIND: u64 = OWNER | WRITE | INDIRECT;
+    ) -> Result<u64, QueueError> {
         let mut descriptor = first;
         let mut at = self.next_available;
-        let mut extent = Extent::EMPTY;
+        // What WRITE and INDIRECT must be: a list changes from readable to writable once.
+        let mut kind = 0;
         // What is not taken already; at least 1.
         let most = self.size - self.taken;
-        let mut descriptors = 1;
-        while descriptor.rest & KIND == at.available {
-            buffer.add(&mut extent, memory, descriptor.address, descriptor.len())?;
-            if descriptor.rest & NEXT == 0 {
-                let id = (descriptor.rest >> ID_SHIFT) as u16;
-                return Ok((extent.finish()?, id, descriptors));
+        loop {
+            if descriptor.rest & (OWNER | WRITE | INDIRECT) != at.owner | kind {
+                if descriptor.rest & OWNER != at.owner {
+                    return Err(QueueError::NotAvailable);
+                }
+                if descriptor.rest & INDIRECT != 0 {
+                    // A list is of one kind (2.8.5).
+                    return Err(QueueError::Indirect);
+                }
+                if kind != 0 {
+                    return Err(QueueError::ReadableAfterWritable);
+                }
+                kind = WRITE;
+                extent.begin_writable();
             }
-            if descriptors == most {
+            buffer.add(extent, memory, descriptor.address, descriptor.len())?;
+            if descriptor.rest & NEXT == 0 {
+                extent.finish()?;
+                return Ok(descriptor.rest);
+            }
+            if *descriptors == most {
                 return Err(QueueError::ChainTooLong);
             }
-            descriptors += 1;
-            at.advance(1, self.size);
+            *descriptors += 1;
+            at.next(self.size);
             descriptor = Descriptor::read(&self.ring, at.index as u16)?;
         }
-        if descriptor.rest & KIND == at.available | WRITE {
-            extent.begin_writable();
-        }
-        while descriptor.rest & KIND == at.available | WRITE {
-            buffer.add(&mut extent, memory, descriptor.address, descriptor.len())?;
-            if descriptor.rest & NEXT == 0 {
-                let id = (descriptor.rest >> ID_SHIFT) as u16;
-                return Ok((extent.finish()?, id, descriptors));
-            }
-            if descriptors == most {
-                return Err(QueueError::ChainTooLong);
-            }
-            descriptors += 1;
-            at.advance(1, self.size);
-            descriptor = Descriptor::read(&self.ring, at.index as u16)?;
-        }
-        Err(if descriptor.rest & OWNER != at.available {
-            QueueError::NotAvailable
-        } else if descriptor.rest & INDIRECT != 0 {
-            // A list is of one kind (2.8.5).
-            QueueError::Indirect
-        } else {
-            QueueError::ReadableAfterWritable
-        })
     }
 
     /// Adds the descriptors of an indirect table (2.8.7): all of them, one after the other. Flags
@@ -350,9 +354,10 @@ impl<'m> PackedRing<'m> {
     fn walk_indirect(
         &self,
         descriptor: Descriptor,
+        extent: &mut Extent,
         memory: &GuestMemory<'m>,
         buffer: &mut ChainBuffer<'m>,
-    ) -> Result<Extent, QueueError> {
+    ) -> Result<(), QueueError> {
         let len = descriptor.len() as usize;
         let alone = descriptor.rest & NEXT == 0;
         if !self.indirect || !alone || len == 0 || !len.is_multiple_of(DESCRIPTOR) {
@@ -364,7 +369,6 @@ impl<'m> PackedRing<'m> {
         }
         let table = Ipa::new(descriptor.address);
         let table = memory.slice(table, len).map_err(QueueError::Buffer)?;
-        let mut extent = Extent::EMPTY;
         for index in 0..entries {
             let descriptor = Descriptor::read(&table, index as u16)?;
             if descriptor.rest & WRITE != 0 {
@@ -374,7 +378,7 @@ impl<'m> PackedRing<'m> {
             } else if extent.is_writable() {
                 return Err(QueueError::ReadableAfterWritable);
             }
-            buffer.add(&mut extent, memory, descriptor.address, descriptor.len())?;
+            buffer.add(extent, memory, descriptor.address, descriptor.len())?;
         }
         extent.finish()
     }
@@ -393,7 +397,7 @@ impl<'m> PackedRing<'m> {
         // Not more than was taken, or places would be skipped that are the driver's.
         let descriptors = u32::from(head.descriptors()).min(self.taken);
         let place = self.next_used;
-        let mut rest = u64::from(head.id()) << ID_SHIFT | place.used();
+        let mut rest = u64::from(head.id()) << ID_SHIFT | place.owner;
         if head.is_writable() {
             rest |= WRITE | u64::from(written);
         }

@@ -24,11 +24,6 @@ const NEXT: u16 = 1;
 const WRITE: u16 = 2;
 const INDIRECT: u16 = 4;
 
-/// Position of the flags in the second word of a descriptor, between the length and `next`.
-const FLAGS_SHIFT: u32 = 32;
-/// The flags that say what kind of descriptor it is.
-const KIND: u64 = ((WRITE | INDIRECT) as u64) << FLAGS_SHIFT;
-
 /// Offsets in the available and the used ring; the event field follows the entries.
 const FLAGS: usize = 0;
 const IDX: usize = 2;
@@ -48,52 +43,41 @@ fn next(descriptor: Descriptor) -> u16 {
 }
 
 #[inline(always)]
-fn has(descriptor: Descriptor, flag: u16) -> bool {
-    descriptor.rest & u64::from(flag) << FLAGS_SHIFT != 0
-}
-
-/// How far the descriptors of one table led.
-enum Walked {
-    /// To the end of the chain; it is in the buffer.
-    End(Extent),
-    /// To a descriptor that refers to a table.
-    Indirect(Descriptor, Extent),
+fn flags(descriptor: Descriptor) -> u16 {
+    (descriptor.rest >> 32) as u16
 }
 
 /// Adds the descriptors from `index` on, at most `limit`: a loop runs out of them. Each is read
-/// once, readable ones in the first loop, writable ones in the second.
+/// once. If the last refers to a table, it is the result, and the chain goes on there.
 #[inline(always)]
 fn walk_table<'m>(
     table: &SharedSlice<'m>,
     index: u16,
     limit: usize,
-    mut extent: Extent,
+    extent: &mut Extent,
     memory: &GuestMemory<'m>,
     buffer: &mut ChainBuffer<'m>,
-) -> Result<Walked, QueueError> {
+) -> Result<Option<Descriptor>, QueueError> {
     let mut left = limit;
+    // What WRITE and INDIRECT must be: a chain changes from readable to writable once.
+    let mut kind = if extent.is_writable() { WRITE } else { 0 };
     let mut descriptor = Descriptor::read(table, index)?;
-    if !extent.is_writable() {
-        while !has(descriptor, WRITE | INDIRECT) {
-            buffer.add(&mut extent, memory, descriptor.address, descriptor.len())?;
-            if !has(descriptor, NEXT) {
-                return Ok(Walked::End(extent.finish()?));
+    loop {
+        let flags = flags(descriptor);
+        if flags & (WRITE | INDIRECT) != kind {
+            if flags & INDIRECT != 0 {
+                return Ok(Some(descriptor));
             }
-            left -= 1;
-            if left == 0 {
-                return Err(QueueError::ChainTooLong);
+            if kind == WRITE {
+                return Err(QueueError::ReadableAfterWritable);
             }
-            descriptor = Descriptor::read(table, next(descriptor))?;
+            kind = WRITE;
+            extent.begin_writable();
         }
-        if has(descriptor, INDIRECT) {
-            return Ok(Walked::Indirect(descriptor, extent));
-        }
-        extent.begin_writable();
-    }
-    while descriptor.rest & KIND == u64::from(WRITE) << FLAGS_SHIFT {
-        buffer.add(&mut extent, memory, descriptor.address, descriptor.len())?;
-        if !has(descriptor, NEXT) {
-            return Ok(Walked::End(extent.finish()?));
+        buffer.add(extent, memory, descriptor.address, descriptor.len())?;
+        if flags & NEXT == 0 {
+            extent.finish()?;
+            return Ok(None);
         }
         left -= 1;
         if left == 0 {
@@ -101,10 +85,6 @@ fn walk_table<'m>(
         }
         descriptor = Descriptor::read(table, next(descriptor))?;
     }
-    if has(descriptor, INDIRECT) {
-        return Ok(Walked::Indirect(descriptor, extent));
-    }
-    Err(QueueError::ReadableAfterWritable)
 }
 
 /// A split virtqueue that is enabled: its areas are resolved, its size is a power of two.
@@ -113,6 +93,8 @@ pub(super) struct SplitRing<'m> {
     available: SharedSlice<'m>,
     used: SharedSlice<'m>,
     size: u16,
+    /// Turns an index into a slot: the size less 1.
+    mask: usize,
     event_idx: bool,
     indirect: bool,
     /// The driver is asked to notify.
@@ -158,6 +140,7 @@ impl<'m> SplitRing<'m> {
             available,
             used,
             size,
+            mask: entries - 1,
             event_idx,
             indirect: features.contains(Features::INDIRECT_DESC),
             notifications: true,
@@ -208,10 +191,11 @@ impl<'m> SplitRing<'m> {
             return Ok(None);
         }
         self.budget = budget;
-        let slot = usize::from(self.next_available & (self.size - 1));
+        let slot = usize::from(self.next_available) & self.mask;
         let entry = self.available.load_u16(RING + slot * AVAILABLE_ENTRY);
         let head = entry.ok_or(QueueError::Inaccessible)?;
-        let extent = self.walk(head, memory, buffer)?;
+        let mut extent = Extent::EMPTY;
+        self.walk(head, &mut extent, memory, buffer)?;
         self.next_available = self.next_available.wrapping_add(1);
         Ok(Some(buffer.chain(extent, head, 1)))
     }
@@ -262,17 +246,21 @@ impl<'m> SplitRing<'m> {
     fn walk(
         &self,
         head: u16,
+        extent: &mut Extent,
         memory: &GuestMemory<'m>,
         buffer: &mut ChainBuffer<'m>,
-    ) -> Result<Extent, QueueError> {
+    ) -> Result<(), QueueError> {
         // A chain has at most as many descriptors as the table.
         let limit = usize::from(self.size);
-        match walk_table(&self.descriptors, head, limit, Extent::EMPTY, memory, buffer)? {
-            Walked::End(extent) => Ok(extent),
-            Walked::Indirect(descriptor, extent) => {
-                self.walk_indirect(descriptor, extent, memory, buffer)
-            }
+        if let Some(descriptor) =
+            walk_table(&self.descriptors, head, limit, extent, memory, buffer)?
+        {
+            // A copy: the other one can stay in registers.
+            let mut whole = *extent;
+            self.walk_indirect(descriptor, &mut whole, memory, buffer)?;
+            *extent = whole;
         }
+        Ok(())
     }
 
     /// Adds the descriptors of an indirect table (2.7.5.3), the last descriptor of a chain.
@@ -283,20 +271,21 @@ impl<'m> SplitRing<'m> {
     fn walk_indirect(
         &self,
         descriptor: Descriptor,
-        extent: Extent,
+        extent: &mut Extent,
         memory: &GuestMemory<'m>,
         buffer: &mut ChainBuffer<'m>,
-    ) -> Result<Extent, QueueError> {
+    ) -> Result<(), QueueError> {
         let len = descriptor.len() as usize;
-        if !self.indirect || has(descriptor, NEXT) || len == 0 || !len.is_multiple_of(DESCRIPTOR) {
+        let last = flags(descriptor) & NEXT == 0;
+        if !self.indirect || !last || len == 0 || !len.is_multiple_of(DESCRIPTOR) {
             return Err(QueueError::Indirect);
         }
         let table = Ipa::new(descriptor.address);
         let table = memory.slice(table, len).map_err(QueueError::Buffer)?;
         let limit = MAX_SEGMENTS.min(len / DESCRIPTOR);
         match walk_table(&table, 0, limit, extent, memory, buffer)? {
-            Walked::End(extent) => Ok(extent),
-            Walked::Indirect(..) => Err(QueueError::Indirect),
+            None => Ok(()),
+            Some(_) => Err(QueueError::Indirect),
         }
     }
 
@@ -307,7 +296,7 @@ impl<'m> SplitRing<'m> {
             // A device that completes more than it took would run over the driver's entries.
             return;
         }
-        let slot = usize::from(self.next_used & (self.size - 1));
+        let slot = usize::from(self.next_used) & self.mask;
         let at = RING + slot * USED_ENTRY;
         // In bounds: the slot is masked, the area was checked at enable.
         let _ = self.used.store_u32_pair(at, (u32::from(head.id()), written));

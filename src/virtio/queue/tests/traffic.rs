@@ -513,7 +513,7 @@ proptest! {
 #[cfg_attr(miri, ignore = "slow")]
 fn traffic_goes_on_past_the_wrap_of_every_index() {
     for features in combinations().filter(|it| !it.contains(Features::NOTIFICATION_DATA)) {
-        let answered = run(0x5EED, features, 16, 36_000, false);
+        let answered = run(0x5EED, features, 16, 50_000, false);
         assert!(answered > 66_000, "{answered}");
     }
 }
