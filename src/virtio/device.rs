@@ -5,7 +5,33 @@
 //! [`VirtioDevice::poll`]. The transport owns everything that is the same for all devices -
 //! status, negotiation, queues, interrupts - and calls the device with a [`Context`].
 //!
-//! What the transport guarantees:
+//! `examples/device.rs` is a whole device in a hundred lines, with a driver for it.
+//!
+//! # A device's life
+//!
+//! ```text
+//!             negotiated      activate, queue_enabled...      queue_notified, poll
+//!   (reset) --FEATURES_OK--> . --------DRIVER_OK--------> live ------------------->
+//!      ^                                                   |  reset_queue, queue_enabled
+//!      +---------------------- reset ----------------------+
+//! ```
+//!
+//! | when | what is called |
+//! |---|---|
+//! | at any time | [`offered_features`](VirtioDevice::offered_features), [`read_config`](VirtioDevice::read_config), [`shared_memory`](VirtioDevice::shared_memory), [`statistics`](VirtioDevice::statistics) |
+//! | the driver writes configuration | [`write_config`](VirtioDevice::write_config) |
+//! | FEATURES_OK | [`check_features`](VirtioDevice::check_features), [`negotiated`](VirtioDevice::negotiated) |
+//! | DRIVER_OK | [`activate`](VirtioDevice::activate), then [`queue_enabled`](VirtioDevice::queue_enabled) for each queue |
+//! | a queue is enabled later | [`queue_enabled`](VirtioDevice::queue_enabled) |
+//! | the driver rings | [`queue_notified`](VirtioDevice::queue_notified) |
+//! | back ends may have finished | [`poll`](VirtioDevice::poll), as [`next_poll`](VirtioDevice::next_poll) asks |
+//! | a queue is disabled or reset | [`reset_queue`](VirtioDevice::reset_queue) |
+//! | Status = 0, FAILED, an error | [`reset`](VirtioDevice::reset) |
+//! | the machine is saved or restored | [`save`](VirtioDevice::save), [`restore`](VirtioDevice::restore) |
+//!
+//! Only the first two and `queue_notified` have no useful default.
+//!
+//! # What the transport guarantees
 //! - [`VirtioDevice::activate`] comes before any queue is there, with the agreed features.
 //! - Chains come out of [`ActiveQueue::pop`] validated whole: in RAM, readable before writable,
 //!   no loop. A chain or ring that is not so never reaches the device; the device is marked
@@ -13,13 +39,19 @@
 //! - A batch is bounded: one call pops at most as many chains as the queue holds, and the rest
 //!   comes with the next [`VirtioDevice::poll`].
 //! - All completions of one call become visible at once, with one interrupt decision.
+//! - Calls do not overlap: a device is called by one core at a time.
 //!
-//! What the device guarantees:
+//! # What the device guarantees
 //! - Validation before effect: a request is judged completely before any of it is carried out.
-//! - Configuration space changes only inside `activate`, `write_config`, `poll`,
-//!   `queue_notified` and `reset`.
+//! - Each chain popped is completed once, or put back, or forgotten by a reset.
+//! - Configuration space changes only in calls that have a [`Context`], which say so with
+//!   [`Context::config_changed`], and in [`VirtioDevice::reset`] and
+//!   [`VirtioDevice::negotiated`].
 //! - After [`VirtioDevice::reset`] has returned [`Progress::Done`] nothing of it, back ends
 //!   included, touches guest memory.
+//! - No call waits, allocates or panics, whatever the driver has written.
+//!
+//! # The smallest device
 //!
 //! ```
 //! use sparkler::virtio::queue::ChainBuffer;
@@ -44,11 +76,16 @@
 //!             queue.complete(chain.head, chain.writable.written() as u32);
 //!         }
 //!     }
+//!     /// The rest of a batch that was larger than the queue.
+//!     fn poll(&mut self, context: &mut Context<'_, 'm>) {
+//!         self.queue_notified(0, context);
+//!     }
 //! }
 //! ```
 
 use super::Features;
 use super::queue::{Chain, ChainBuffer, Head, Queue, QueueError, Ring};
+use super::state::{StateError, StateReader, StateWriter};
 use crate::backend::clock::Ticks;
 use crate::memory::{GuestMemory, Ipa};
 
@@ -85,6 +122,20 @@ pub enum Progress {
     Pending,
 }
 
+/// When a device wants [`VirtioDevice::poll`] to be called though the guest does nothing. In the
+/// order of urgency.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NextPoll {
+    /// There is nothing to look for.
+    Idle,
+    /// When something may have come for it: an interrupt of the board's device behind it, say.
+    OnEvent,
+    /// At this time, or soon after, and on events.
+    At(Ticks),
+    /// At every poll point, before long: requests are in flight.
+    Soon,
+}
+
 /// The device cannot work as set up. The driver sees DEVICE_NEEDS_RESET.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ActivateError;
@@ -119,19 +170,27 @@ pub trait VirtioDevice<'m> {
         true
     }
 
+    /// FEATURES_OK is set: from now on configuration space is as `accepted` says. Not called again
+    /// before the next reset.
+    fn negotiated(&mut self, accepted: Features) {
+        let _ = accepted;
+    }
+
     /// Reads configuration space: `data` is zero, and stays so where the device has no field.
     /// Has no side effect.
     fn read_config(&self, offset: usize, data: &mut [u8]) {
         let _ = (offset, data);
     }
 
-    /// The driver writes configuration space; `accepted` are the features as of now. What is not
-    /// writable is ignored.
-    fn write_config(&mut self, offset: usize, data: &[u8], accepted: Features) {
-        let _ = (offset, data, accepted);
+    /// The driver writes configuration space, at whatever status; the context has queues only while
+    /// the device is live. What is not writable is ignored. If other fields change with the one
+    /// written, [`Context::config_changed`] tells the driver.
+    fn write_config(&mut self, offset: usize, data: &[u8], context: &mut Context<'_, 'm>) {
+        let _ = (offset, data, context);
     }
 
-    /// The shared memory region `id`, if there is one.
+    /// The shared memory region `id`, if there is one. Not for what controls the device, nor for
+    /// streams of data (2.10.2).
     fn shared_memory(&self, id: u32) -> Option<SharedMemoryRegion> {
         let _ = id;
         None
@@ -146,11 +205,18 @@ pub trait VirtioDevice<'m> {
         Ok(())
     }
 
+    /// Queue `index` can be used from now on: after [`Self::activate`], or later if the driver
+    /// enables it later, or again after [`Self::reset_queue`].
+    fn queue_enabled(&mut self, index: u16, context: &mut Context<'_, 'm>) {
+        let _ = (index, context);
+    }
+
     /// The driver says that there is something new in queue `index`.
     fn queue_notified(&mut self, index: u16, context: &mut Context<'_, 'm>);
 
     /// Collects what back ends have finished, and works on what was left over
-    /// ([`ActiveQueue::has_leftover`]). Called at every poll point while the device is live.
+    /// ([`ActiveQueue::has_leftover`]). Called at poll points while the device is live, at least
+    /// when [`Self::next_poll`] asks for it.
     fn poll(&mut self, context: &mut Context<'_, 'm>) {
         let _ = context;
     }
@@ -158,6 +224,12 @@ pub trait VirtioDevice<'m> {
     /// Requests handed to a back end that have not come back.
     fn in_flight(&self) -> usize {
         0
+    }
+
+    /// When to poll next. Asked after every call; leftovers in the queues are the transport's to
+    /// think of.
+    fn next_poll(&self) -> NextPoll {
+        if self.in_flight() == 0 { NextPoll::Idle } else { NextPoll::Soon }
     }
 
     /// Back to the state before the driver came; requests in flight are forgotten, not completed.
@@ -173,6 +245,36 @@ pub trait VirtioDevice<'m> {
         let _ = (index, now);
         Progress::Done
     }
+
+    /// Counters, for diagnosis: `visit` gets a name and a value for each. Names are constant,
+    /// lower case, with underscores; counters count from when the device was made, and wrap.
+    fn statistics(&self, visit: &mut dyn FnMut(&'static str, u64)) {
+        let _ = visit;
+    }
+
+    /// Writes down what [`Self::restore`] needs, beyond features and queues, which the transport
+    /// knows, and the back end's own. Called only with nothing in flight.
+    ///
+    /// # Errors
+    /// If there is not enough room.
+    fn save(&self, state: &mut StateWriter<'_>) -> Result<(), StateError> {
+        let _ = state;
+        Ok(())
+    }
+
+    /// Takes on what [`Self::save`] of such a device wrote. Called instead of [`Self::negotiated`]
+    /// and [`Self::activate`], with the features that were agreed. The state is not to be trusted.
+    ///
+    /// # Errors
+    /// If it is not such a state; the device is then as after [`Self::reset`].
+    fn restore(
+        &mut self,
+        accepted: Features,
+        state: &mut StateReader<'_>,
+    ) -> Result<(), StateError> {
+        let _ = (accepted, state);
+        Ok(())
+    }
 }
 
 /// What happened during a call, for the transport.
@@ -182,6 +284,8 @@ pub(super) struct Events {
     pub(super) fault: Option<QueueError>,
     /// Configuration space changed.
     pub(super) config_changed: bool,
+    /// The device cannot go on.
+    pub(super) failed: bool,
 }
 
 /// What a device may use during a call.
@@ -216,6 +320,11 @@ impl<'m> Context<'_, 'm> {
     /// Configuration space has changed: the generation moves, and the driver is told.
     pub fn config_changed(&mut self) {
         self.events.config_changed = true;
+    }
+
+    /// The device cannot go on, through no fault of a queue: DEVICE_NEEDS_RESET (2.1.2).
+    pub fn fail(&mut self) {
+        self.events.failed = true;
     }
 }
 

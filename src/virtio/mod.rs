@@ -16,6 +16,7 @@
 //! - [`buffer`]: what a device sees of a chain: [`buffer::Reader`] and [`buffer::Writer`].
 //! - [`device`]: the contract a device model implements.
 //! - [`devices`]: the device models.
+//! - [`state`]: how a device model writes its state down.
 //!
 //! Everything here is safe code, waits for nothing and allocates nothing. Section numbers in
 //! comments are those of version 1.3.
@@ -25,12 +26,13 @@ pub mod device;
 pub mod devices;
 pub mod features;
 pub mod queue;
+pub mod state;
 pub mod status;
 #[cfg(test)]
 pub(crate) mod testing;
 pub mod transport;
 
-pub use device::{Context, DeviceType, Progress, VirtioDevice};
+pub use device::{Context, DeviceType, NextPoll, Progress, VirtioDevice};
 pub use features::Features;
 pub use status::Status;
 pub use transport::{MmioTransport, WriteOutcome};

@@ -25,7 +25,7 @@ mod registers;
 use crate::backend::clock::Ticks;
 use crate::memory::GuestMemory;
 
-use super::device::{Context, Events, Progress, VirtioDevice};
+use super::device::{Context, Events, NextPoll, Progress, VirtioDevice};
 use super::features::Features;
 use super::queue::{Queue, QueueError, QueueState};
 use super::status::{STEPS, Status, StatusWrite};
@@ -177,17 +177,34 @@ impl<'d, 'm> MmioTransport<'d, 'm> {
         self.interrupt_status != 0
     }
 
-    /// Whether the device must be polled soon though the guest does nothing: requests are in
-    /// flight, chains were left over, or a reset is not over.
+    /// Whether the device must be polled though the guest does nothing: requests are in flight,
+    /// chains were left over, a reset is not over, or the device asks for it. Who can tell events
+    /// and times apart asks [`Self::next_poll`].
     #[inline]
     pub fn has_work_in_flight(&self) -> bool {
+        self.next_poll() != NextPoll::Idle
+    }
+
+    /// When to call [`Self::poll`] next though the guest does nothing.
+    #[inline]
+    pub fn next_poll(&self) -> NextPoll {
         let live = self.status.is_live();
-        self.stop != Stop::No
-            || self.device.in_flight() != 0
-            || self.queues.iter().any(|queue| {
-                matches!(queue.state(), QueueState::Stopping { .. })
-                    || (live && queue.ring_ref().is_some_and(|ring| ring.has_leftover()))
-            })
+        let waiting = |queue: &Queue<'m>| {
+            matches!(queue.state(), QueueState::Stopping { .. })
+                || (live && queue.ring_ref().is_some_and(|ring| ring.has_leftover()))
+        };
+        if self.stop != Stop::No || self.queues.iter().any(waiting) {
+            NextPoll::Soon
+        } else if live {
+            self.device.next_poll()
+        } else {
+            NextPoll::Idle
+        }
+    }
+
+    /// The device's counters; see [`VirtioDevice::statistics`].
+    pub fn statistics(&self, visit: &mut dyn FnMut(&'static str, u64)) {
+        self.device.statistics(visit);
     }
 
     /// The machine is reset, and the device with it. The same rule as for the driver's reset holds:
@@ -242,8 +259,44 @@ impl<'d, 'm> MmioTransport<'d, 'm> {
             self.generation = self.generation.wrapping_add(1);
             self.interrupt(CONFIG_CHANGE);
         }
-        if let Some(fault) = events.fault {
-            self.fault = Some(fault);
+        if events.fault.is_some() || events.failed {
+            self.fault = events.fault;
+            self.needs_reset(now);
+        }
+    }
+
+    /// The same where it is rare.
+    #[cold]
+    #[inline(never)]
+    fn dispatch_rarely(
+        &mut self,
+        now: Ticks,
+        work: &mut dyn FnMut(&mut (dyn VirtioDevice<'m> + 'd), &mut Context<'_, 'm>),
+    ) {
+        self.dispatch(now, work);
+    }
+
+    /// Calls a device that is not live: it has no queues, and nobody to interrupt.
+    #[cold]
+    fn dispatch_idle(
+        &mut self,
+        now: Ticks,
+        work: &mut dyn FnMut(&mut (dyn VirtioDevice<'m> + 'd), &mut Context<'_, 'm>),
+    ) {
+        let mut events = Events::default();
+        let mut context = Context {
+            queues: &mut [],
+            memory: &self.memory,
+            features: self.accepted,
+            now,
+            events: &mut events,
+        };
+        work(self.device, &mut context);
+        if events.config_changed {
+            self.generation = self.generation.wrapping_add(1);
+        }
+        if events.failed {
+            self.fault = None;
             self.needs_reset(now);
         }
     }
@@ -321,7 +374,9 @@ impl<'d, 'm> MmioTransport<'d, 'm> {
                 return;
             }
             self.status |= step.bit;
-            if step.bit == Status::DRIVER_OK {
+            if step.bit == Status::FEATURES_OK {
+                self.device.negotiated(self.accepted);
+            } else if step.bit == Status::DRIVER_OK {
                 self.activate(now);
             } else if step.bit == Status::FAILED {
                 self.quiesce(now);
@@ -347,7 +402,15 @@ impl<'d, 'm> MmioTransport<'d, 'm> {
         }
         if self.fault.is_some() || self.device.activate(self.accepted).is_err() {
             self.needs_reset(now);
+            return;
         }
+        self.dispatch_rarely(now, &mut |device, context| {
+            for index in 0..MAX_QUEUES as u16 {
+                if context.queue(index).is_some() {
+                    device.queue_enabled(index, context);
+                }
+            }
+        });
     }
 
     /// The selected queue, if it exists.
@@ -368,11 +431,21 @@ impl<'d, 'm> MmioTransport<'d, 'm> {
         let Some(queue) = self.queues.get_mut(self.queue_select as usize) else {
             return;
         };
+        if queue.state() != QueueState::Disabled {
+            return;
+        }
         queue.set_ready();
-        if live && let Err(error) = queue.start(self.accepted, &self.memory) {
+        if !live {
+            return;
+        }
+        if let Err(error) = queue.start(self.accepted, &self.memory) {
             self.fault = Some(error);
             self.needs_reset(now);
+            return;
         }
+        // It exists: the index is below MAX_QUEUES.
+        let index = self.queue_select as u16;
+        self.dispatch_rarely(now, &mut |device, context| device.queue_enabled(index, context));
     }
 
     /// QueueReady = 0, or QueueReset = 1: the queue stops; over when the device has let go of what

@@ -82,7 +82,7 @@ impl MmioTransport<'_, '_> {
     #[inline]
     pub fn write(&mut self, offset: u16, width: Width, value: u64, now: Ticks) -> WriteOutcome {
         if offset >= CONFIG {
-            self.write_config(offset, width, value);
+            self.write_config(offset, width, value, now);
             return WriteOutcome::Done;
         }
         if width != Width::Word {
@@ -193,12 +193,21 @@ impl MmioTransport<'_, '_> {
         u64::from_le_bytes(bytes)
     }
 
-    fn write_config(&mut self, offset: u16, width: Width, value: u64) {
-        if usize::from(offset) + width.bytes() <= END
-            && self.stop != Stop::Resetting
-            && let Some(data) = value.to_le_bytes().get(..width.bytes())
-        {
-            self.device.write_config(usize::from(offset - CONFIG), data, self.accepted);
+    fn write_config(&mut self, offset: u16, width: Width, value: u64, now: Ticks) {
+        let bytes = value.to_le_bytes();
+        let Some(data) = bytes.get(..width.bytes()) else {
+            return;
+        };
+        if usize::from(offset) + data.len() > END || self.stop == Stop::Resetting {
+            return;
+        }
+        let at = usize::from(offset - CONFIG);
+        if self.status.is_live() {
+            self.dispatch_rarely(now, &mut |device, context| {
+                device.write_config(at, data, context);
+            });
+        } else {
+            self.dispatch_idle(now, &mut |device, context| device.write_config(at, data, context));
         }
     }
 }

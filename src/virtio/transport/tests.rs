@@ -1,7 +1,7 @@
 //! Tests of the transport, with a device that writes down what is asked of it.
 
 use super::*;
-use crate::memory::{HostRam, Ipa};
+use crate::memory::{GuestMemoryError, HostRam, Ipa};
 use crate::virtio::Width;
 use crate::virtio::device::{ActivateError, DeviceType, SharedMemoryRegion};
 use crate::virtio::queue::{Areas, ChainBuffer, Head};
@@ -22,7 +22,13 @@ struct Probe<'m> {
     in_flight: usize,
     config: [u8; 12],
     config_writes: Vec<(usize, Vec<u8>)>,
+    /// A write to configuration changes another field.
+    echo_config: bool,
     change_config: bool,
+    fail: bool,
+    negotiated: Vec<Features>,
+    enabled: Vec<u16>,
+    next_poll: Option<NextPoll>,
     activated: Vec<Features>,
     refuse_activation: bool,
     refuse_features: Features,
@@ -77,8 +83,35 @@ impl<'m> VirtioDevice<'m> for Shared<'m> {
         }
     }
 
-    fn write_config(&mut self, offset: usize, data: &[u8], _accepted: Features) {
-        self.get().config_writes.push((offset, data.to_vec()));
+    fn write_config(&mut self, offset: usize, data: &[u8], context: &mut Context<'_, 'm>) {
+        let mut probe = self.get();
+        probe.config_writes.push((offset, data.to_vec()));
+        if probe.echo_config {
+            probe.config[11] = data[0];
+            context.config_changed();
+        }
+        if probe.fail {
+            context.fail();
+        }
+    }
+
+    fn negotiated(&mut self, accepted: Features) {
+        self.get().negotiated.push(accepted);
+    }
+
+    fn queue_enabled(&mut self, index: u16, context: &mut Context<'_, 'm>) {
+        assert!(context.queue(index).is_some());
+        self.get().enabled.push(index);
+    }
+
+    fn next_poll(&self) -> NextPoll {
+        let probe = self.get();
+        let busy = if probe.in_flight == 0 { NextPoll::Idle } else { NextPoll::Soon };
+        probe.next_poll.unwrap_or(busy)
+    }
+
+    fn statistics(&self, visit: &mut dyn FnMut(&'static str, u64)) {
+        visit("resets", self.get().resets as u64);
     }
 
     fn shared_memory(&self, id: u32) -> Option<SharedMemoryRegion> {
@@ -452,6 +485,83 @@ fn a_configuration_change_moves_the_generation_and_interrupts() {
 }
 
 #[test]
+fn a_write_to_configuration_can_change_it_elsewhere() {
+    machine!(ram, driver, probe, transport);
+    probe.get().echo_config = true;
+    let write = |transport: &mut MmioTransport<'_, '_>, value| {
+        assert_eq!(transport.write(0x100, Width::Byte, value, NOW), WriteOutcome::Done);
+    };
+    // Before DRIVER_OK the generation tells; there is nobody to interrupt.
+    let before = transport.get(0xFC);
+    write(&mut transport, 1);
+    assert_ne!(transport.get(0xFC), before);
+    assert_eq!((transport.get(0x60), transport.take_interrupt()), (0, false));
+    transport.bring_up(V1, &driver);
+    let before = transport.get(0xFC);
+    write(&mut transport, 7);
+    assert_eq!(transport.read(0x10B, Width::Byte), 7);
+    assert_ne!(transport.get(0xFC), before);
+    assert_eq!((transport.get(0x60), transport.take_interrupt()), (CONFIG_CHANGE, true));
+}
+
+#[test]
+fn a_device_that_fails_by_itself_needs_reset() {
+    machine!(ram, driver, probe, transport);
+    probe.get().fail = true;
+    let _ = transport.write(0x100, Width::Byte, 0, NOW);
+    assert_eq!((transport.get(0x70), transport.take_interrupt()), (64, false));
+    transport.bring_up(V1, &driver);
+    let _ = transport.write(0x100, Width::Byte, 0, NOW);
+    assert_eq!((transport.get(0x70), transport.take_interrupt()), (79, true));
+    assert_eq!(transport.fault(), None);
+}
+
+#[test]
+fn a_device_is_told_what_was_agreed_and_which_queues_there_are() {
+    machine!(ram, driver, probe, transport);
+    assert!(!transport.negotiate(V1 | Features::ACCESS_PLATFORM));
+    assert!(probe.get().negotiated.is_empty());
+    transport.bring_up(V1 | Features::RING_RESET, &driver);
+    assert_eq!(probe.get().negotiated, [V1 | Features::RING_RESET]);
+    assert_eq!(probe.get().enabled, [0]);
+    // Again after a reset of the queue, and another one later.
+    transport.set(0xC0, 1);
+    transport.configure_queue(0, 8, &driver.areas);
+    transport.set(0x44, 1);
+    transport.set(0x44, 1);
+    transport.configure_queue(1, 8, &driver.areas);
+    transport.set(0x44, 1);
+    assert_eq!(probe.get().enabled, [0, 0, 1]);
+}
+
+#[test]
+fn a_device_that_waits_for_an_event_or_a_time_is_polled_while_it_is_live() {
+    machine!(ram, driver, probe, transport);
+    for wish in [NextPoll::OnEvent, NextPoll::At(Ticks(7)), NextPoll::Soon] {
+        probe.get().next_poll = Some(wish);
+        transport.set(0x70, 0);
+        assert_eq!(
+            (transport.next_poll(), transport.has_work_in_flight()),
+            (NextPoll::Idle, false)
+        );
+        transport.bring_up(V1, &driver);
+        assert_eq!((transport.next_poll(), transport.has_work_in_flight()), (wish, true));
+    }
+    probe.get().next_poll = Some(NextPoll::Idle);
+    assert!(!transport.has_work_in_flight());
+}
+
+#[test]
+fn counters_of_the_device_can_be_read() {
+    machine!(ram, driver, probe, transport);
+    transport.set(0x70, 0);
+    transport.set(0x70, 0);
+    let mut seen = vec![];
+    transport.statistics(&mut |name, value| seen.push((name, value)));
+    assert_eq!(seen, [("resets", 2)]);
+}
+
+#[test]
 fn acknowledging_clears_the_bits_written_only() {
     machine!(ram, driver, probe, transport);
     transport.bring_up(V1, &driver);
@@ -686,6 +796,43 @@ fn queue_reset_shows_its_progress_and_the_queue_can_be_used_again() {
     probe.get().release = true;
     transport.poll(NOW);
     assert_eq!(driver.used(), Some((2, 1)));
+}
+
+#[test]
+fn after_a_queue_reset_nothing_of_it_is_worked_on_and_its_state_is_the_default() {
+    machine!(ram, driver, probe, transport);
+    transport.bring_up(V1 | Features::RING_RESET, &driver);
+    for head in 0..3 {
+        driver.chain(head, &[(BUFFERS, 1, true)]);
+        driver.offer(head);
+    }
+    transport.set(0x50, 0);
+    transport.set(0xC0, 1);
+    assert_eq!((transport.get(0xC0), transport.get(0x44)), (0, 0));
+    probe.get().release = true;
+    driver.offer(3);
+    transport.set(0x50, 0);
+    transport.poll(NOW);
+    assert_eq!((driver.used_idx(), transport.take_interrupt()), (0, false));
+    assert_eq!(probe.get().notified, [0]);
+    // Enabled without another word, the queue is the largest at address 0, which is not RAM.
+    transport.set(0x44, 1);
+    assert_eq!(transport.fault(), Some(QueueError::Area(GuestMemoryError::NotRam)));
+    // Set up again, it begins at the first entry, and without what was in flight.
+    let mut driver = Driver::new(guest_memory(&ram), 8);
+    transport.bring_up(V1 | Features::RING_RESET, &driver);
+    driver.chain(4, &[(BUFFERS, 1, true)]);
+    driver.offer(4);
+    transport.set(0x50, 0);
+    transport.set(0xC0, 1);
+    let mut driver = Driver::new(guest_memory(&ram), 8);
+    transport.configure_queue(0, 8, &driver.areas);
+    transport.set(0x44, 1);
+    driver.chain(5, &[(BUFFERS, 1, true)]);
+    driver.offer(5);
+    transport.set(0x50, 0);
+    transport.poll(NOW);
+    assert_eq!([driver.used(), driver.used()], [Some((5, 1)), None]);
 }
 
 #[test]
