@@ -3,7 +3,7 @@
 bitflags::bitflags! {
     /// A set of features of one device.
     ///
-    /// The names here are those every device type shares. Bits of a device type (0 to 23, 41, 42,
+    /// The names here are those every device type shares. Bits of a device type (0 to 23,
     /// 50 and up) are defined beside the device, and live in the same set.
     #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
     pub struct Features: u64 {
@@ -52,8 +52,7 @@ impl Features {
     /// The bits a device model may offer: those of device types (2.2), and IN_ORDER, if it
     /// completes every chain of a queue in the order in which it popped them.
     pub const OF_DEVICE: Features =
-        Features::from_bits_retain(0x00FF_FFFF | 1 << 41 | 1 << 42 | !0 << 50)
-            .union(Features::IN_ORDER);
+        Features::from_bits_retain(0x00FF_FFFF | !0 << 50).union(Features::IN_ORDER);
 
     /// The 32 bits of register page `page` (DeviceFeaturesSel): zero beyond bit 63.
     #[inline]
@@ -95,7 +94,7 @@ mod tests {
     #[test]
     fn common_features_and_those_of_devices_do_not_mix() {
         assert!(!Features::COMMON.intersects(Features::OF_DEVICE));
-        let of_transport = (24..41).chain(43..50).filter(|bit| *bit != 35);
+        let of_transport = (24..50).filter(|bit| *bit != 35);
         let of_transport = of_transport.fold(0, |set, bit| set | 1_u64 << bit);
         assert_eq!(Features::OF_DEVICE.bits(), !of_transport);
     }
