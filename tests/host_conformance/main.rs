@@ -9,6 +9,7 @@ mod device;
 #[path = "../../examples/guest/mod.rs"]
 mod guest;
 mod hostile;
+mod packed;
 mod split;
 
 use std::ops::Range;
