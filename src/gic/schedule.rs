@@ -9,7 +9,9 @@
 //! 3. Candidates go into free list registers, most urgent first. Without a free one, a candidate
 //!    takes the place of a less urgent pending interrupt; if no list register is pending at
 //!    all, the place of the active interrupt that the guest will deactivate last.
-//! 4. Active interrupts that were put outside come back where there is room.
+//! 4. While a candidate has to wait, no active interrupt in a list register is pending, too, unless
+//!    it is as urgent.
+//! 5. Active interrupts that were put outside come back where there is room.
 //!
 //! So at every entry either nobody waits outside, or some list register is pending and holds the
 //! most urgent candidate. That is why NPIE, armed while candidates wait, cannot be asserted at
@@ -306,12 +308,35 @@ impl<'a, L: ListRegisters> Scheduler<'a, L> {
                         self.evict(n);
                         n
                     }
-                    None => return true,
+                    None => {
+                        self.withhold(candidate.priority);
+                        return true;
+                    }
                 },
             };
             self.load_candidate(n, candidate.intid);
         }
         false
+    }
+
+    /// Rule 4. While a candidate of `priority` waits, takes the pending state from active list
+    /// registers that are less urgent: the hardware would signal them after their deactivation,
+    /// past the candidate. They stay pending by software, and are looked at again at the next flush.
+    fn withhold(&mut self, priority: u8) {
+        for n in Bits(self.lists.used) {
+            let n = n as usize;
+            let lr = self.lrs.read(n);
+            if lr.state() != State::PendingActive || lr.priority() <= priority {
+                continue;
+            }
+            let (intid, _) = self.lists.written(n);
+            let (word, mask) = (intid.word(), intid.mask());
+            let bank = bank!(self, word);
+            let lr = bank.compose_active(intid, false, lr.is_group1());
+            self.lrs.write(n, lr);
+            self.lists.occupy(n, intid, lr);
+            self.lists.attention.insert(word, mask);
+        }
     }
 
     /// Brings active interrupts back into free list registers, the next to be deactivated first.

@@ -247,6 +247,30 @@ impl Trace {
     }
 }
 
+#[test]
+fn an_active_interrupt_pending_again_does_not_pass_a_more_urgent_one_that_waits() {
+    use Step::{Acknowledge, End, Pend, Priority, Signal};
+    let mut trace = Trace::new(2);
+    for step in [
+        Priority(200, 0),
+        Signal(1),
+        Signal(33),
+        Signal(200),
+        Acknowledge,
+        Pend(200, true),
+        Priority(200, 168),
+        End,
+        Acknowledge,
+        End,
+        Acknowledge,
+        End,
+        Acknowledge,
+    ] {
+        trace.run(step, false);
+    }
+    trace.inspect();
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 300, ..ProptestConfig::default() })]
 
