@@ -77,10 +77,11 @@ impl Seat {
     /// kernel, at EL1 with SP_EL1, interrupts masked, x0 = device tree (the arm64 boot protocol).
     fn load(&mut self) -> Result<(), LoadError> {
         let vm = self.vcpu.vm;
+        let plan = &mut self.plan;
+        loader::plan(&plan.modules, &vm.memory, plan.scratch.len())?;
         for (_, memory) in vm.memory.regions() {
             cache::scrub(*memory);
         }
-        let plan = &mut self.plan;
         let bootargs = plan.modules.bootargs;
         let placement = loader::load(
             &plan.modules,
@@ -120,9 +121,10 @@ impl Seat {
                     timer::Counter.now().0,
                     self.vcpu.exits
                 );
-                log::info!(
-                    "{name}: instructions: guest={below} el2={at_el2} (modulo 2^32; 0: not counted)"
-                );
+                // Without -icount, QEMU's PMU counts nothing.
+                if below != 0 {
+                    log::info!("{name}: instructions: guest={below} el2={at_el2} (modulo 2^32)");
+                }
                 self.quiesce();
                 (self.plan.on_end)(next)
             }

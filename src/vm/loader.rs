@@ -120,6 +120,22 @@ const fn round_up(bytes: u64) -> u64 {
     }
 }
 
+/// Where `modules` and a device tree of up to `fdt_room` bytes go in `memory`. Nothing is written: to
+/// be asked before the RAM is zeroed, which takes its time.
+///
+/// # Errors
+/// [`LoadError`]; the VM must not be started.
+pub fn plan(
+    modules: &Modules<'_>,
+    memory: &GuestMemory<'_>,
+    fdt_room: usize,
+) -> Result<Placement, LoadError> {
+    let &(ram, region) = memory.regions().first().ok_or(LoadError::NoRam)?;
+    let kernel = KernelImage::parse(modules.kernel).map_err(LoadError::Kernel)?;
+    let ramdisk_len = modules.ramdisk.map_or(0, |ramdisk| ramdisk.len() as u64);
+    Placement::plan(ram, region.len() as u64, kernel, ramdisk_len, fdt_room as u64)
+}
+
 /// Copies the modules into the first region of `memory`, and has `write_fdt` make the device tree
 /// for them in `scratch`. The RAM has been zeroed. `loaded` is called for each range that was
 /// written, to make it visible to a guest whose caches are off.
@@ -133,13 +149,7 @@ pub fn load(
     write_fdt: impl FnOnce(&Placement, &mut [u8]) -> Result<usize, WriteError>,
     mut loaded: impl FnMut(SharedSlice<'_>),
 ) -> Result<Placement, LoadError> {
-    let &(ram, region) = memory.regions().first().ok_or(LoadError::NoRam)?;
-    let ram_size = region.len() as u64;
-    let kernel = KernelImage::parse(modules.kernel).map_err(LoadError::Kernel)?;
-    let ramdisk_len = modules.ramdisk.map_or(0, |ramdisk| ramdisk.len() as u64);
-    let fdt_room = scratch.len() as u64;
-    let placement = Placement::plan(ram, ram_size, kernel, ramdisk_len, fdt_room)?;
-
+    let placement = plan(modules, memory, scratch.len())?;
     put(modules.kernel, memory, placement.kernel, &mut loaded)?;
     if let (Some((at, _)), Some(ramdisk)) = (placement.ramdisk, modules.ramdisk) {
         put(ramdisk, memory, at, &mut loaded)?;
