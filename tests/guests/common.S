@@ -87,6 +87,31 @@
     isb
 .endm
 
+// Sets \time to a second from now, by the virtual counter. Changes \scratch.
+.macro one_second time, scratch
+    mrs     \time, cntvct_el0
+    mrs     \scratch, cntfrq_el0
+    add     \time, \time, \scratch
+.endm
+
+// Goes back to \label unless \time is over. Changes \scratch.
+.macro until_over time, scratch, label
+    isb
+    mrs     \scratch, cntvct_el0
+    cmp     \scratch, \time
+    b.lo    \label
+.endm
+
+// What is acknowledged within a second, to the next result and x0. Changes x1 and x2.
+.macro await_interrupt
+    one_second x1, x2
+8:  mrs     x0, icc_iar1_el1
+    cmp     w0, #1023
+    b.ne    9f
+    until_over x1, x2, 8b
+9:  result  x0
+.endm
+
 // Writes \value to the test device at \offset. Changes x24 and x25.
 .macro tell offset, value
     constant x24, DEVICE

@@ -2,8 +2,6 @@
 //
 // They ask ICC_IAR1_EL1 what is there instead of taking interrupts, but for one.
 
-    .equ    NONE, 1023
-
 // Sets the priority of SPI \intid. Changes w1; x19 is the GICD.
 .macro set_priority intid, priority
     mov     w1, #\priority
@@ -29,17 +27,6 @@
 .macro result_active
     ldr     w1, [x19, #0x304]
     result  x1
-.endm
-
-// What is acknowledged within some time, to the next result and x0. Changes x1.
-.macro await_interrupt
-    constant x1, 100000
-8:  acknowledge x0
-    cmp     w0, #NONE
-    b.ne    9f
-    sub     x1, x1, #1
-    cbnz    x1, 8b
-9:  result  x0
 .endm
 
 .macro start
