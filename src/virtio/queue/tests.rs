@@ -352,6 +352,21 @@ fn no_interrupt_flag_counts_without_event_idx_only() {
 }
 
 #[test]
+fn an_event_is_passed_exactly_when_it_lies_between() {
+    // Exhaustive over small distances around a wrap; the model counts in full.
+    for old in [0_u16, 100, 0xFFFC] {
+        for step in 0..6_u16 {
+            for event in -8..8_i32 {
+                let new = old.wrapping_add(step);
+                let at = old.wrapping_add_signed(event as i16);
+                let model = event >= 0 && event < i32::from(step);
+                assert_eq!(passes(at, old, new), model, "{at} in {old}..{new}");
+            }
+        }
+    }
+}
+
+#[test]
 fn with_event_idx_the_interrupt_comes_when_used_event_is_passed() {
     let ram = HostRam::new(RAM_SIZE);
     let mut driver = Driver::new(guest_memory(&ram), 8);
