@@ -257,7 +257,9 @@ impl<'d, 'm> MmioTransport<'d, 'm> {
         }
         if events.config_changed {
             self.generation = self.generation.wrapping_add(1);
-            self.interrupt(CONFIG_CHANGE);
+            if self.status.is_live() {
+                self.interrupt(CONFIG_CHANGE);
+            }
         }
         if events.fault.is_some() || events.failed {
             self.fault = events.fault;
@@ -265,7 +267,7 @@ impl<'d, 'm> MmioTransport<'d, 'm> {
         }
     }
 
-    /// The same where it is rare.
+    /// The same where it is rare. A device that is not live has no rings, and nobody to interrupt.
     #[cold]
     #[inline(never)]
     fn dispatch_rarely(
@@ -274,31 +276,6 @@ impl<'d, 'm> MmioTransport<'d, 'm> {
         work: &mut dyn FnMut(&mut (dyn VirtioDevice<'m> + 'd), &mut Context<'_, 'm>),
     ) {
         self.dispatch(now, work);
-    }
-
-    /// Calls a device that is not live: it has no queues, and nobody to interrupt.
-    #[cold]
-    fn dispatch_idle(
-        &mut self,
-        now: Ticks,
-        work: &mut dyn FnMut(&mut (dyn VirtioDevice<'m> + 'd), &mut Context<'_, 'm>),
-    ) {
-        let mut events = Events::default();
-        let mut context = Context {
-            queues: &mut [],
-            memory: &self.memory,
-            features: self.accepted,
-            now,
-            events: &mut events,
-        };
-        work(self.device, &mut context);
-        if events.config_changed {
-            self.generation = self.generation.wrapping_add(1);
-        }
-        if events.failed {
-            self.fault = None;
-            self.needs_reset(now);
-        }
     }
 
     /// An event the driver is to hear of.
@@ -319,6 +296,9 @@ impl<'d, 'm> MmioTransport<'d, 'm> {
 
     /// Makes the device let go of the guest's memory; nothing is completed any more.
     fn quiesce(&mut self, now: Ticks) {
+        for queue in &mut self.queues {
+            queue.detach();
+        }
         match self.device.reset(now) {
             Progress::Done => {
                 self.stop = Stop::No;

@@ -332,6 +332,11 @@ impl<'m> Queue<'m> {
         Ok(())
     }
 
+    /// Takes the ring away from a device that goes no further.
+    pub(super) fn detach(&mut self) {
+        self.ring = None;
+    }
+
     /// Takes the ring away from the device; [`Self::reset`] once it has let go of the requests.
     pub(super) fn stop(&mut self, by_reset: bool) {
         self.ring = None;

@@ -202,12 +202,6 @@ impl MmioTransport<'_, '_> {
             return;
         }
         let at = usize::from(offset - CONFIG);
-        if self.status.is_live() {
-            self.dispatch_rarely(now, &mut |device, context| {
-                device.write_config(at, data, context);
-            });
-        } else {
-            self.dispatch_idle(now, &mut |device, context| device.write_config(at, data, context));
-        }
+        self.dispatch_rarely(now, &mut |device, context| device.write_config(at, data, context));
     }
 }
