@@ -26,12 +26,12 @@ ring_traffic() {
 }
 
 test_linux_uses_a_packed_ring() { ring_traffic packed 111 1024; }
-test_linux_uses_a_packed_ring_without_indirect() { ring_traffic noindirect 011 512; }
-test_linux_uses_a_packed_ring_without_event_idx() { ring_traffic noevent 101 1024; }
-test_linux_uses_a_packed_ring_of_two() { ring_traffic size=2 111 2; }
-test_linux_uses_a_packed_ring_of_any_size() { ring_traffic size=100,noindirect 011 50; }
-test_linux_uses_a_split_ring() { ring_traffic split,size=1024 110 1024; }
-test_linux_uses_a_split_ring_without_indirect_and_event_idx() { ring_traffic split,noindirect,noevent 000 512; }
+test_linux_uses_a_packed_ring_without_indirect() { ring_traffic packed,noindirect 011 512; }
+test_linux_uses_a_packed_ring_without_event_idx() { ring_traffic packed,noevent 101 1024; }
+test_linux_uses_a_packed_ring_of_two() { ring_traffic packed,size=2 111 2; }
+test_linux_uses_a_packed_ring_of_any_size() { ring_traffic packed,size=100,noindirect 011 50; }
+test_linux_uses_a_split_ring() { ring_traffic size=1024 110 1024; }
+test_linux_uses_a_split_ring_without_indirect_and_event_idx() { ring_traffic noindirect,noevent 000 512; }
 test_linux_uses_a_split_ring_of_two() { ring_traffic split,size=2 110 2; }
 
 test_el2_refuses_an_option_that_means_nothing() {

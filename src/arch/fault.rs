@@ -99,13 +99,19 @@ pub(super) extern "C" fn on_fatal(dump: &mut Dump, kind: u64) -> &mut Dump {
         registers::HPFAR_EL2::get(),
         dump.sp
     );
-    for (n, value) in dump.x.iter().enumerate() {
-        let end = if n % 4 == 3 || n == 30 { "\n" } else { "" };
-        let _ = write!(out, "  x{n:<2} {value:#018x}{end}");
-    }
+    write_registers(&mut out, &|n| dump.x.get(n).copied().unwrap_or(0));
     let _ = writeln!(out, "[sparkler] resetting the board");
     firmware::reset();
     firmware::park()
+}
+
+/// Writes x0 to x30, four a line.
+#[inline(never)]
+pub(super) fn write_registers(out: &mut dyn Write, x: &dyn Fn(usize) -> u64) {
+    for n in 0..31 {
+        let end = if n % 4 == 3 || n == 30 { "\n" } else { "" };
+        let _ = write!(out, "  x{n:<2} {:#018x}{end}", x(n));
+    }
 }
 
 /// Where EL2's own panics end: reported even if this core holds the console, then a reset.

@@ -2,10 +2,11 @@
 
 use core::arch::asm;
 
+use super::console::Console;
 use super::core::Core;
 use super::gic::{PhysicalGic, reset_virtual_interface};
 use super::interrupts::{Doorbell, MAX_DOORBELLS, PHYSICAL_TIMER_INTID, VIRTUAL_TIMER_INTID};
-use super::{barrier, cache, el1, firmware, pmu, stage2, timer};
+use super::{barrier, cache, el1, fault, firmware, pmu, stage2, timer};
 use crate::backend::clock::Clock;
 use crate::cpu::{GuestRegisters, Pstate, Register};
 use crate::vm::exit::Next;
@@ -156,7 +157,8 @@ impl Seat {
         self
     }
 
-    /// The guest's registers, on the log.
+    /// The guest's registers, on the console.
+    #[inline(never)]
     fn dump(&self) {
         let registers = &self.vcpu.registers;
         let state = registers.pstate.bits();
@@ -165,9 +167,6 @@ impl Seat {
             registers.pc,
             self.core.syndrome()
         );
-        for n in (0..31).step_by(4) {
-            let x = |k: u32| registers.get(Register::from_bits(n + k));
-            log::error!("  x{n:<2} {:#018x} {:#018x} {:#018x} {:#018x}", x(0), x(1), x(2), x(3));
-        }
+        fault::write_registers(&mut Console, &|n| registers.get(Register::from_bits(n as u32)));
     }
 }

@@ -5,7 +5,7 @@ use sparkler::virtio::{Features, MmioTransport};
 
 /// What the virtio devices are to offer: `sparkler.virtio=WORD[,WORD...]`.
 ///
-/// - `split`, `packed`: without, or with (the default) VIRTIO_F_RING_PACKED;
+/// - `split`, `packed`: without (the default), or with VIRTIO_F_RING_PACKED;
 /// - `noindirect`: without VIRTIO_F_INDIRECT_DESC;
 /// - `noevent`: without VIRTIO_F_EVENT_IDX;
 /// - `size=N`: queues of at most N entries. A driver of split rings needs a power of two.
@@ -20,22 +20,30 @@ impl VirtioOptions {
     /// # Errors
     /// The first word that is none of the above.
     pub(super) fn parse(bootargs: &str) -> Result<Self, &str> {
-        let mut options = Self { features: Features::COMMON, max_queue_size: u16::MAX };
-        let words =
-            bootargs.split_ascii_whitespace().filter_map(|it| it.strip_prefix("sparkler.virtio="));
-        for word in words.flat_map(|list| list.split(',')) {
-            match word {
-                "packed" => options.features |= Features::RING_PACKED,
-                "split" => options.features -= Features::RING_PACKED,
-                "noindirect" => options.features -= Features::INDIRECT_DESC,
-                "noevent" => options.features -= Features::EVENT_IDX,
-                _ => {
-                    let size = word.strip_prefix("size=").and_then(|size| size.parse().ok());
-                    options.max_queue_size = size.filter(|size| *size != 0).ok_or(word)?;
-                }
+        // Linux takes the packed ring wherever it is offered, and its driver side of it is the dearer.
+        let features = Features::COMMON - Features::RING_PACKED;
+        let mut options = Self { features, max_queue_size: u16::MAX };
+        for word in bootargs.split(' ') {
+            let Some(list) = word.strip_prefix("sparkler.virtio=") else { continue };
+            for word in list.split(',') {
+                options.take(word)?;
             }
         }
         Ok(options)
+    }
+
+    fn take<'a>(&mut self, word: &'a str) -> Result<(), &'a str> {
+        match word {
+            "packed" => self.features |= Features::RING_PACKED,
+            "split" => self.features -= Features::RING_PACKED,
+            "noindirect" => self.features -= Features::INDIRECT_DESC,
+            "noevent" => self.features -= Features::EVENT_IDX,
+            _ => {
+                let size = word.strip_prefix("size=").and_then(|size| size.parse().ok());
+                self.max_queue_size = size.filter(|size| *size != 0).ok_or(word)?;
+            }
+        }
+        Ok(())
     }
 
     /// The data segments a request may have, so that it fits in a queue with its header and status,
@@ -55,7 +63,6 @@ impl VirtioOptions {
 
 /// The log level of `sparkler.log=LEVEL`.
 pub(super) fn log_level(bootargs: &str) -> Option<log::LevelFilter> {
-    let level =
-        bootargs.split_ascii_whitespace().find_map(|word| word.strip_prefix("sparkler.log="));
+    let level = bootargs.split(' ').find_map(|word| word.strip_prefix("sparkler.log="));
     level?.parse().ok()
 }
