@@ -22,7 +22,7 @@ use sparkler::gic::{VcpuIndex, Vgic};
 use sparkler::memory::stage2::{Attributes, Geometry, Stage2, Vmid};
 use sparkler::memory::{FramePool, GuestMemory, Ipa, PAGE_SIZE, Pa, SharedSlice};
 use sparkler::rate_limit::RateLimit;
-use sparkler::virtio::{Context, DeviceType, Features, MmioTransport, VirtioDevice};
+use sparkler::virtio::{Context, DeviceType, MmioTransport, VirtioDevice};
 use sparkler::vm::exit::Next;
 use sparkler::vm::loader::Modules;
 use sparkler::vm::pl031::Pl031;
@@ -115,7 +115,7 @@ impl<'m> VirtioDevice<'m> for Front {
         }
     }
 
-    fn write_config(&mut self, offset: usize, data: &[u8], _: Features) {
+    fn write_config(&mut self, offset: usize, data: &[u8], _: &mut Context<'_, 'm>) {
         let mut value = [0; 8];
         value[..data.len()].copy_from_slice(data);
         let store = Store { offset, bytes: data.len(), value: u64::from_le_bytes(value) };
