@@ -1,6 +1,6 @@
 //! EL2: the virtual GIC on the core's list registers.
 #![cfg_attr(target_os = "none", no_std, no_main)]
-#![allow(missing_docs, unsafe_code)]
+#![allow(missing_docs, unsafe_code, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
 
 #[cfg(not(target_os = "none"))]
 fn main() {}
@@ -26,8 +26,8 @@ mod on_target {
     use sparkler::vm::exit::Next;
     use spin::Mutex;
 
-    use super::el2_support::{self, check};
-    use super::guest::{Guest, Store, TEST_DEVICE, guest, physically_active};
+    use super::el2_support::{self, check, gic};
+    use super::guest::{Guest, Store, TEST_DEVICE, guest};
 
     core::arch::global_asm!(
         include_str!("guests/common.S"),
@@ -62,7 +62,7 @@ mod on_target {
             [ICH_LR0_EL2::get(), ICH_LR1_EL2::get(), ICH_LR2_EL2::get(), ICH_LR3_EL2::get()];
         let snapshot = Snapshot {
             list_registers: registers.map(ListRegister::from_bits),
-            active: physically_active(),
+            active: gic::active(),
         };
         SNAPSHOTS.lock().push(snapshot).expect("a payload with fewer snapshots");
     }
@@ -171,7 +171,7 @@ mod on_target {
         let snapshots = run(&mut guest, label!(timer_left_active))?;
         results(&guest, &[27])?;
         check(snapshots[0].active & TIMER_BIT != 0, "it was not in service")?;
-        check(physically_active() & TIMER_BIT == 0, "the physical interrupt is active")?;
+        check(gic::active() & TIMER_BIT == 0, "the physical interrupt is active")?;
         // The next guest gets its own.
         run(&mut guest, label!(timer_rounds))?;
         results(&guest, &[27, 27, 27])

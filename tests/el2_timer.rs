@@ -1,6 +1,6 @@
 //! EL2: the counter, EL2's timer, and the guest's timers.
 #![cfg_attr(target_os = "none", no_std, no_main)]
-#![allow(missing_docs, unsafe_code)]
+#![allow(missing_docs, unsafe_code, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
 
 #[cfg(not(target_os = "none"))]
 fn main() {}

@@ -8,10 +8,9 @@ use core::arch::global_asm;
 
 use sparkler::arch::cache;
 use sparkler::arch::core::Core;
-use sparkler::arch::gic::{MAINTENANCE_INTID, PhysicalGic, REDISTRIBUTOR_SIZE};
+use sparkler::arch::gic::{MAINTENANCE_INTID, PhysicalGic};
 use sparkler::arch::guest::{Plan, Seat};
 use sparkler::arch::interrupts::{PHYSICAL_TIMER_INTID, VIRTUAL_TIMER_INTID};
-use sparkler::arch::mmio::Mmio;
 use sparkler::arch::stage2::{Registers, Tlbs, pa_range};
 use sparkler::arch::timer::{Counter, TIMER_INTID};
 use sparkler::backend::clock::Clock;
@@ -20,7 +19,7 @@ use sparkler::cpu::{GuestRegisters, Register, sysreg::Limits};
 use sparkler::fdt::guest::GUEST_FDT_LEN;
 use sparkler::gic::{VcpuIndex, Vgic};
 use sparkler::memory::stage2::{Attributes, Geometry, Stage2, Vmid};
-use sparkler::memory::{FramePool, GuestMemory, Ipa, PAGE_SIZE, Pa, SharedSlice};
+use sparkler::memory::{FramePool, GuestMemory, Ipa, PAGE_SIZE, SharedSlice};
 use sparkler::rate_limit::RateLimit;
 use sparkler::virtio::{Context, DeviceType, MmioTransport, VirtioDevice};
 use sparkler::vm::exit::Next;
@@ -29,7 +28,7 @@ use sparkler::vm::pl031::Pl031;
 use sparkler::vm::{ExitCounts, Vcpu, Vm, layout};
 use spin::{Mutex, Once};
 
-use crate::el2_support::ram;
+use crate::el2_support::{gic, ram};
 
 /// Size of a guest's RAM.
 pub const RAM_SIZE: u64 = 0x40_0000;
@@ -44,9 +43,6 @@ const SELECTOR: usize = 16;
 pub const DEVICE: u64 = layout::VIRTIO.raw() + 0x100;
 /// Nothing is mapped here.
 pub const HOLE: u64 = 0x1000_0000;
-
-const GICD: Pa = Pa::new(0x0800_0000);
-const GICR: Pa = Pa::new(0x080a_0000);
 
 unsafe extern "C" {
     static guest_image: u8;
@@ -159,23 +155,6 @@ pub fn guest() -> spin::MutexGuard<'static, Guest> {
     GUEST.call_once(|| Mutex::new(Guest::build())).lock()
 }
 
-/// The board's interrupt controller, brought up with everything disabled.
-pub fn physical_gic() -> PhysicalGic {
-    // SAFETY: the runner's board has a distributor there, which does no DMA.
-    let distributor = unsafe { Mmio::map(GICD, 0x1_0000) }.expect("the GICD");
-    // SAFETY: as above, for its one redistributor.
-    let frame = |n| (n == 0).then(|| unsafe { Mmio::map(GICR, REDISTRIBUTOR_SIZE) }.ok()).flatten();
-    // SAFETY: both are this board's.
-    unsafe { PhysicalGic::init(distributor, frame) }.expect("a GICv3")
-}
-
-/// Which of this core's private interrupts are active (GICR_ISACTIVER0).
-pub fn physically_active() -> u32 {
-    // SAFETY: as in `physical_gic`.
-    let frame = unsafe { Mmio::map(GICR, REDISTRIBUTOR_SIZE) }.expect("the GICR");
-    frame.read32_relaxed(0x1_0300)
-}
-
 impl Guest {
     #[inline(never)]
     fn build() -> Self {
@@ -195,7 +174,7 @@ impl Guest {
         let kernel = kernel.subslice(0, len).expect("room");
         kernel.write_bytes(0, image).expect("room");
 
-        let gic = physical_gic();
+        let gic = gic::physical();
         for intid in [VIRTUAL_TIMER_INTID, PHYSICAL_TIMER_INTID, MAINTENANCE_INTID, TIMER_INTID] {
             gic.enable(intid, false);
         }
