@@ -6,6 +6,7 @@ pub mod ram;
 
 use core::arch::asm;
 use core::cell::UnsafeCell;
+use core::sync::atomic::{AtomicBool, Ordering};
 
 use semihosting::{print, println, process};
 
@@ -58,8 +59,14 @@ pub fn check(condition: bool, why: &'static str) -> Result<(), &'static str> {
     if condition { Ok(()) } else { Err(why) }
 }
 
+/// A panic is EL2's own, and no test's.
+pub static PANICS_ARE_EL2S: AtomicBool = AtomicBool::new(false);
+
 #[panic_handler]
 fn panic(info: &core::panic::PanicInfo<'_>) -> ! {
+    if PANICS_ARE_EL2S.load(Ordering::Relaxed) {
+        sparkler::arch::fault::on_panic(info)
+    }
     println!("FAILED: {info}");
     println!("test result: FAILED. 0 passed; 1 failed");
     process::exit(101)
