@@ -282,6 +282,18 @@ mod on_target {
         exceptions(label!(hole_at_el0), &[abort, svc])
     }
 
+    fn an_aarch32_program_reaches_devices_and_takes_aborts() -> Outcome {
+        let elr = guest_address(label!(aarch32_at_el0_at)) + 12;
+        let abort = Taken { vector: 0x600, esr: 0x9200_0010, far: HOLE, elr, spsr: 0x10 };
+        let svc = Taken { vector: 0x600, esr: 0x4600_0000, far: HOLE, elr: elr + 8, spsr: 0x10 };
+        exceptions(label!(aarch32_at_el0), &[abort, svc])?;
+        let guest = guest();
+        check(guest.result(0) as u32 == device_value(4) as u32, "another word")?;
+        check(guest.result(1) as u32 == 0xffff_ff81, "another byte")?;
+        let stores = &TEST_DEVICE.lock().stores;
+        check(stores.len() == 1 && stores[0].offset == 8 && stores[0].bytes == 4, "the store")
+    }
+
     fn a_fetch_from_nowhere_is_an_external_abort() -> Outcome {
         let (esr, far) = (0x8600_0010, HOLE);
         let taken = Taken { vector: 0x200, esr, far, elr: far, spsr: EL1H };
@@ -387,6 +399,7 @@ mod on_target {
         a_pair_from_nowhere_is_an_external_abort_and_changes_nothing,
         an_abort_takes_the_vector_of_the_stack_pointer_in_use,
         an_abort_at_el0_is_taken_from_a_lower_level,
+        an_aarch32_program_reaches_devices_and_takes_aborts,
         a_fetch_from_nowhere_is_an_external_abort,
         a_fetch_from_a_device_is_an_external_abort,
         an_exclusive_on_a_device_is_an_external_abort,

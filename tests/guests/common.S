@@ -179,7 +179,9 @@ on_exception:
     mrs     x27, spsr_el1
     stp     x25, x27, [x26, #24]
     lsr     x24, x24, #26
-    cmp     x24, #0x15                  // SVC from AArch64: back to EL1, behind it
+    cmp     x24, #0x15                  // SVC from AArch64
+    b.eq    2f
+    cmp     x24, #0x11                  // SVC from AArch32
     b.eq    2f
     constant x26, RESUME
     ldr     x27, [x26]
@@ -189,7 +191,7 @@ on_exception:
     csel    x25, x25, x27, eq
     msr     elr_el1, x25
     eret
-2:  mov     x24, #0x3c5
+2:  mov     x24, #0x3c5                 // on at EL1, behind it
     msr     spsr_el1, x24
     eret
 

@@ -309,6 +309,25 @@ mark hole_at_el0_at
     svc     #0
     power_off
 
+payload aarch32_at_el0
+    constant x0, DEVICE
+    constant x3, HOLE
+    mov     x1, #-1
+    adr     x2, 1f
+    msr     elr_el1, x2
+    mov     x2, #0x10                   // User mode, A32
+    msr     spsr_el1, x2
+    eret
+mark aarch32_at_el0_at
+1:  .inst   0xe5901004                  // ldr r1, [r0, #4]
+    .inst   0xe1d020d1                  // ldrsb r2, [r0, #1]
+    .inst   0xe5804008                  // str r4, [r0, #8]
+    .inst   0xe5936000                  // ldr r6, [r3]
+    .inst   0xef000000                  // svc #0
+    result  x1
+    result  x2
+    power_off
+
 payload fetch_from_hole
     constant x0, HOLE
     resume_at 1f
