@@ -16,7 +16,7 @@ wait_for_qemu() {
     if ((status == EXIT_TIMEOUT)); then
         note "the guest was still running after $seconds s"
     elif ((status)); then
-        note "QEMU ended with status $status"
+        note "QEMU ended with status $status (if the disk is in use by another run: --disk FILE, or --disk none)"
         status=$EXIT_FAILED
     fi
     return "$status"
