@@ -69,15 +69,6 @@ impl Mmio {
             unsafe { register.write_volatile(value) }
         }
     }
-
-    /// Writes a byte register without ordering against memory.
-    #[inline(always)]
-    pub fn write8_relaxed(&self, offset: usize, value: u8) {
-        if let Some(register) = self.register::<u8>(offset) {
-            // SAFETY: the register lies in the mapped frame (checked).
-            unsafe { register.write_volatile(value) }
-        }
-    }
 }
 
 impl Registers for Mmio {

@@ -137,8 +137,6 @@ system_register! {
     PMCR_EL0 = "PMCR_EL0";
     /// Performance counters enabled, to set.
     PMCNTENSET_EL0 = "PMCNTENSET_EL0";
-    /// Performance counters enabled, to clear.
-    PMCNTENCLR_EL0 = "PMCNTENCLR_EL0";
     /// Event and filter of counter 0.
     PMEVTYPER0_EL0 = "PMEVTYPER0_EL0";
     /// Event and filter of counter 1.

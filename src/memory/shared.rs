@@ -214,7 +214,7 @@ impl<'m> SharedSlice<'m> {
 
     /// Sets the `len` bytes at `offset` to `value`.
     /// `None`, and no effect, if they do not lie wholly in the slice.
-    #[inline]
+    #[inline(never)]
     pub fn fill(&self, offset: usize, len: usize, value: u8) -> Option<()> {
         let target = self.subslice(offset, len)?;
         let word = u64::from_ne_bytes([value; WORD]);
