@@ -45,7 +45,9 @@ fn link_guests() {
         "--pack-dyn-relocs=relr",
         "-zmax-page-size=4096",
     ] {
-        println!("cargo:rustc-link-arg-bin=builtin={argument}");
+        for guest in ["builtin", "bench"] {
+            println!("cargo:rustc-link-arg-bin={guest}={argument}");
+        }
     }
 }
 

@@ -2,7 +2,7 @@
 //!
 //! What is overwritten is put back, so any disk may be given.
 
-use crate::board::{Board, Slot};
+use crate::board::Board;
 use crate::console::line;
 use crate::dma::Flat;
 use crate::mmio::read32;
@@ -14,8 +14,6 @@ use core::ptr::NonNull;
 use virtio_drivers::device::blk::{BlkReq, BlkResp, SECTOR_SIZE, VirtIOBlk};
 use virtio_drivers::transport::mmio::MmioTransport;
 
-/// DeviceID of a block device.
-const BLOCK: u32 = 2;
 /// Sectors at the end of the disk that are written, and restored.
 const AREA: usize = 64;
 /// Requests in flight at once, each with a buffer of its own.
@@ -27,14 +25,9 @@ type Area = [u8; AREA * SECTOR_SIZE];
 static SAVED: Racy<Area> = Racy::new([0; AREA * SECTOR_SIZE]);
 static BUFFER: Racy<[u8; AREA * SECTOR_SIZE + 8]> = Racy::new([0; AREA * SECTOR_SIZE + 8]);
 
-/// The first slot with a block device in it.
-pub(crate) fn find(board: &Board) -> Option<Slot> {
-    board.slots.iter().copied().find(|slot| read32(slot.registers.base + 8) == BLOCK)
-}
-
 /// Runs them all, on the first disk.
 pub(crate) fn run(board: &Board) {
-    let Some(slot) = find(board) else {
+    let Some(slot) = board.disk() else {
         line!("block: this machine has no disk; nothing to check");
         return;
     };

@@ -1,5 +1,6 @@
 //! What the device tree in x0 says the machine has.
 
+use crate::mmio::read32;
 use dtoolkit::fdt::{Fdt, FdtNode};
 use dtoolkit::standard::NodeStandard;
 use dtoolkit::{Node, Property};
@@ -7,6 +8,9 @@ use heapless::Vec;
 
 /// First INTID of the shared peripheral interrupts; the device tree counts from 0.
 const FIRST_SPI: u32 = 32;
+/// DeviceID of a block device, and where a virtio-MMIO slot has it.
+const BLOCK: u32 = 2;
+const DEVICE_ID: usize = 0x8;
 
 /// A range of guest-physical addresses.
 #[derive(Clone, Copy)]
@@ -100,6 +104,11 @@ impl Board {
             fdt: Range { base: address, size: fdt.data().len() },
             arguments,
         })
+    }
+
+    /// The first slot with a block device in it.
+    pub(crate) fn disk(&self) -> Option<Slot> {
+        self.slots.iter().copied().find(|slot| read32(slot.registers.base + DEVICE_ID) == BLOCK)
     }
 
     /// Whether `word` is among the boot arguments.

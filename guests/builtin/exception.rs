@@ -76,14 +76,7 @@ extern "C" fn exception_interrupt() {
 #[unsafe(no_mangle)]
 extern "C" fn exception_unexpected(frame: &Frame, vector: u64) -> ! {
     let (esr, far) = syndrome();
-    line!(
-        "\nbuiltin: unexpected exception, vector ",
-        vector,
-        ", ESR ",
-        Hex(esr),
-        ", FAR ",
-        Hex(far)
-    );
+    line!("\nunexpected exception, vector ", vector, ", ESR ", Hex(esr), ", FAR ", Hex(far));
     line!("ELR ", Hex(frame.elr), ", SPSR ", Hex(frame.spsr), ", x30 ", Hex(frame.x[30]));
     report::abandon()
 }

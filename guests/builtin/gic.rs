@@ -249,7 +249,7 @@ pub(crate) fn interrupt() {
         DEVICE_CAUSES.store(DEVICE_CAUSES.load(Ordering::Relaxed) | causes, Ordering::Relaxed);
     }
     if number > STORM {
-        line!("\nbuiltin: INTID ", intid, " does not stop");
+        line!("\nINTID ", intid, " does not stop");
         report::abandon();
     }
     // SAFETY: ends the interrupt acknowledged above.

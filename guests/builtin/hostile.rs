@@ -3,7 +3,6 @@
 //! After each the device must say DEVICE_NEEDS_RESET and raise a configuration interrupt, a reset
 //! must bring it back, and it must have touched nothing.
 
-use crate::block;
 use crate::board::Board;
 use crate::gic;
 use crate::mmio::{read32, write32};
@@ -79,7 +78,7 @@ const OFFENCES: [Offence; 12] = [
 
 /// Runs them all, on the first disk.
 pub(crate) fn run(board: &Board) {
-    let Some(slot) = block::find(board) else {
+    let Some(slot) = board.disk() else {
         return;
     };
     let base = slot.registers.base;
@@ -246,7 +245,7 @@ fn misplaced(ring: &mut Ring, board: &Board) -> Verdict {
         (here + 1, here + 3, here + 5),
     ] {
         ring.negotiate(VERSION_1)?;
-        ring.place_queue(table, avail, used);
+        ring.place_queue(SIZE, table, avail, used);
         ring.driver_ok();
         ring.notify();
     }

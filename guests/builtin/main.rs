@@ -6,7 +6,7 @@
 //! runs on QEMU's `virt` board without a hypervisor, which is how its own verdicts are checked.
 //!
 //! The last line is always `builtin: N passed, M failed`; then it powers off through PSCI.
-//! `bench` in the boot arguments measures instead of checking; `long` adds the slow checks.
+//! `long` in the boot arguments adds the slow checks.
 #![no_std]
 #![no_main]
 // An EL1 program is register accesses and exception frames, and a panic of it is a verdict.
@@ -20,7 +20,6 @@ compile_error!("the built-in guest is built for aarch64-unknown-none-softfloat o
 
 extern crate alloc;
 
-mod bench;
 mod block;
 mod board;
 mod console;
@@ -60,15 +59,11 @@ unsafe extern "C" fn guest_main(fdt: usize) -> ! {
     let below = if board.is_sparkler { "under sparkler" } else { "not under sparkler" };
     let Range { base, size } = board.memory;
     line!("\nbuiltin: guest at EL1 ", below, ", ", size >> 20, " MiB at ", Hex(base as u64));
-    if board.has_argument("bench") {
-        bench::run(&board);
-    } else {
-        machine::run(&board);
-        psci::run(&board);
-        interrupts::run(&board);
-        block::run(&board);
-        hostile::run(&board);
-    }
+    machine::run(&board);
+    psci::run(&board);
+    interrupts::run(&board);
+    block::run(&board);
+    hostile::run(&board);
     report::finish()
 }
 

@@ -89,7 +89,7 @@ fn count(passed: bool) {
 /// Prints the totals and powers off.
 pub(crate) fn finish() -> ! {
     let (passed, failed) = (PASSED.load(Ordering::Relaxed), FAILED.load(Ordering::Relaxed));
-    line!("builtin: ", passed, " passed, ", failed, " failed");
+    line!(env!("CARGO_BIN_NAME"), ": ", passed, " passed, ", failed, " failed");
     psci::system_off()
 }
 

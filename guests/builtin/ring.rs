@@ -19,8 +19,6 @@ const QUEUE_READY: usize = 0x44;
 pub(crate) const QUEUE_NOTIFY: usize = 0x50;
 /// InterruptStatus.
 pub(crate) const INTERRUPT_STATUS: usize = 0x60;
-/// InterruptACK.
-pub(crate) const INTERRUPT_ACK: usize = 0x64;
 /// Status.
 pub(crate) const STATUS: usize = 0x70;
 const QUEUE_DESC: usize = 0x80;
@@ -201,17 +199,17 @@ impl Ring {
                 &raw const (*memory).used_flags,
             )
         };
-        let ready = self.place_queue(table as u64, avail as u64, used as u64);
+        let ready = self.place_queue(SIZE, table as u64, avail as u64, used as u64);
         expect(ready == 1, "QueueReady", ready)?;
         write32(self.base + STATUS, DRIVER | FEATURES_OK | DRIVER_OK);
         let status = read32(self.base + STATUS);
         expect(status == DRIVER | FEATURES_OK | DRIVER_OK, "Status", status)
     }
 
-    /// Queue 0 at these addresses, made ready; QueueReady read back.
-    pub(crate) fn place_queue(&mut self, table: u64, avail: u64, used: u64) -> u32 {
+    /// Queue 0 with `size` entries at these addresses, made ready; QueueReady read back.
+    pub(crate) fn place_queue(&mut self, size: u16, table: u64, avail: u64, used: u64) -> u32 {
         write32(self.base + QUEUE_SEL, 0);
-        write32(self.base + QUEUE_NUM, SIZE.into());
+        write32(self.base + QUEUE_NUM, size.into());
         for (register, address) in
             [(QUEUE_DESC, table), (QUEUE_DRIVER, avail), (QUEUE_DEVICE, used)]
         {
@@ -320,10 +318,5 @@ impl Ring {
         timer::wait(PATIENCE, || read32(self.base + STATUS) & NEEDS_RESET != 0);
         let status = read32(self.base + STATUS);
         expect(status & NEEDS_RESET != 0, "no DEVICE_NEEDS_RESET, Status", status)
-    }
-
-    /// Capacity in sectors of 512 bytes.
-    pub(crate) fn capacity(&self) -> u64 {
-        u64::from(read32(self.base + CONFIG)) | u64::from(read32(self.base + CONFIG + 4)) << 32
     }
 }

@@ -5,13 +5,13 @@
 //! refuses to print figures otherwise. Loops are unrolled eight times, so a figure holds the
 //! operation's own instructions and a quarter of one for the loop; nothing is subtracted.
 
-use crate::block;
-use crate::board::Board;
+use crate::board::{Board, Slot};
 use crate::console::line;
 use crate::gic;
+use crate::mmio::read32;
 use crate::psci::UNKNOWN_CALL;
 use crate::report::{Failed, Verdict, check, expect};
-use crate::ring::{IN, INTERRUPT_ACK, Ring, VERSION_1};
+use crate::ring::{CONFIG, IN, Ring, VERSION_1};
 use crate::timer;
 use core::arch::asm;
 
@@ -21,6 +21,8 @@ const COUNT: u64 = 8_000;
 const FEWER: u64 = 2_000;
 /// ICC_EOIR1_EL1 ignores it, so that no interrupt need be taken first.
 const SPURIOUS: usize = 1023;
+/// InterruptACK.
+const INTERRUPT_ACK: usize = 0x64;
 
 /// Defines a function that executes an operation [`COUNT`] times and returns the ticks it took. The
 /// operation has its argument in x20 and may change x0-x17.
@@ -57,7 +59,7 @@ pub(crate) fn run(board: &Board) {
         return;
     }
     report("hypercall", call(UNKNOWN_CALL as usize), COUNT);
-    if let Some(slot) = block::find(board).or(board.slots.first().copied()) {
+    if let Some(slot) = board.disk().or(board.slots.first().copied()) {
         report("virtio_read", load(slot.registers.base), COUNT);
         report("virtio_write", store_zero(slot.registers.base + INTERRUPT_ACK), COUNT);
     }
@@ -74,7 +76,7 @@ pub(crate) fn run(board: &Board) {
 }
 
 /// A loop whose length in instructions is known: 8 and 2 a turn.
-fn calibrate() -> Verdict {
+pub(crate) fn calibrate() -> Verdict {
     let ticks = nothing(0);
     let wanted = (COUNT + COUNT / 4) / per_tick();
     // Two instructions that read the counter, their barriers, and the rounding to whole ticks.
@@ -86,8 +88,20 @@ fn per_tick() -> u64 {
     (1_000_000_000 / timer::frequency()).max(1)
 }
 
-fn report(name: &str, ticks: u64, count: u64) {
-    line!("bench ", name, " ", (ticks * per_tick() + count / 2) / count);
+/// Capacity of a disk in sectors of 512 bytes.
+pub(crate) fn capacity(disk: Slot) -> u64 {
+    let at = disk.registers.base + CONFIG;
+    u64::from(read32(at)) | u64::from(read32(at + 4)) << 32
+}
+
+/// Prints `bench NAME VALUE`: instructions for each of `count` operations that took `ticks`.
+pub(crate) fn report(name: &str, ticks: u64, count: u64) {
+    show(name, (ticks * per_tick() + count / 2) / count);
+}
+
+/// Prints `bench NAME VALUE`.
+pub(crate) fn show(name: &str, value: u64) {
+    line!("bench ", name, " ", value);
 }
 
 /// From the write of ICC_SGI1R_EL1 until the handler has returned.
@@ -119,13 +133,13 @@ fn timer_overhead() -> u64 {
 
 /// One request at a time, from the first disk if there is one, ended by its interrupt; the ticks.
 fn read_4k(board: &Board) -> Result<Option<u64>, Failed> {
-    let Some(slot) = block::find(board) else {
+    let Some(slot) = board.disk() else {
         return Ok(None);
     };
     let mut ring = Ring::new(slot.registers.base);
     gic::serve_device(board, slot.registers.base, slot.intid);
     ring.start(VERSION_1)?;
-    let sectors = ring.capacity() / 8 * 8;
+    let sectors = capacity(slot) / 8 * 8;
     expect(sectors != 0, "sectors", sectors)?;
     // Knuth's MMIX constants; the same places every time.
     let mut random = 1u64;
