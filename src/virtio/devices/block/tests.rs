@@ -1,5 +1,7 @@
 //! Tests of the block device, from the registers to a disk that does as the test says.
 
+mod batch;
+
 use std::cell::{RefCell, RefMut};
 use std::rc::Rc;
 
