@@ -1,6 +1,8 @@
-//! Measures, from EL1, what exits cost; `qemu/bench` builds and loads it.
+//! Measures, from EL1, what exits and virtio queues cost; `qemu/bench` builds and loads it.
 //!
-//! It is the built-in guest's machinery around other work, and not part of the EL2 image.
+//! Without arguments: instructions per operation (`exits`). With `queue`: batches of reads from the
+//! disk over a split ring (`queue`); `packed`, `batched` and `more` say what else. It is the built-in
+//! guest's machinery around other work, and not part of the EL2 image.
 //!
 //! Prints `bench NAME VALUE` lines; the last is `bench: N passed, M failed`.
 #![no_std]
@@ -32,6 +34,7 @@ mod heap;
 mod mmio;
 #[path = "../builtin/psci.rs"]
 mod psci;
+mod queue;
 #[path = "../builtin/racy.rs"]
 mod racy;
 #[path = "../builtin/report.rs"]
@@ -60,7 +63,11 @@ unsafe extern "C" fn guest_main(fdt: usize) -> ! {
         psci::system_off();
     };
     console::set_uart(board.uart);
-    exits::run(&board);
+    if board.has_argument("queue") {
+        queue::run(&board);
+    } else {
+        exits::run(&board);
+    }
     report::finish()
 }
 

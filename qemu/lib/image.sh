@@ -1,5 +1,6 @@
 # shellcheck shell=bash
-# The EL2 image: from source to ELF to the raw arm64 Image that QEMU and boot loaders enter at EL2.
+# The EL2 image: from source to ELF to the raw arm64 Image that QEMU and boot loaders enter at EL2. And the guest that
+# measures it.
 
 # elf_to_image ELF IMAGE
 elf_to_image() {
@@ -21,4 +22,14 @@ build_image() {
     cd -- "$root"
     cargo build --locked --release --target "$triple" --target-dir "$target" --bin sparkler
     elf_to_image "$target/$triple/release/sparkler" "$1"
+}
+
+# What build_bench_guest makes.
+bench_guest=$target/$triple/guest/$triple/release/bench
+
+# As build.rs builds the builtin guest.
+build_bench_guest() {
+    cd -- "$root"
+    RUSTFLAGS=-Crelocation-model=pic cargo build --locked --release --bin bench --features guest --target "$triple" \
+        --target-dir "$target/$triple/guest"
 }
