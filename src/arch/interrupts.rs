@@ -102,7 +102,7 @@ pub(super) fn serve(seat: &mut Seat) {
             }
         }
     }
-    if vm.has_work_in_flight() {
+    if vm.waits_for_events() {
         vm.poll(index, &mut seat.core);
     }
 }
@@ -115,7 +115,7 @@ fn answer(seat: &mut Seat, intid: u32) {
     let useful = match seat.doorbells.get(at).map(|doorbell| doorbell.source) {
         Some(Source::VirtioMmio(registers)) => {
             registers.write32_relaxed(INTERRUPT_ACK, ALL_CAUSES);
-            seat.vcpu.vm.has_work_in_flight()
+            seat.vcpu.vm.waits_for_events()
         }
         Some(Source::Console) => feed_console(seat),
         None => return,

@@ -23,10 +23,15 @@ use crate::gic::{IntId, VcpuIndex, VcpuSet, Vgic};
 use crate::memory::GuestMemory;
 use crate::rate_limit::RateLimit;
 use crate::sync::Mutex;
-use crate::virtio::{MmioTransport, Status, WriteOutcome};
+use crate::virtio::{MmioTransport, NextPoll, Status, WriteOutcome};
 
 /// Virtio devices one VM can have.
 pub const MAX_DEVICES: usize = 8;
+
+/// Bits of slots to be polled at every poll point.
+const SOON: u32 = (1 << MAX_DEVICES) - 1;
+/// How far above them the bits of slots are that wait for an event or a time.
+const WAITING: usize = MAX_DEVICES;
 
 /// A virtual machine: everything its vCPUs share.
 pub struct Vm<'m> {
@@ -44,8 +49,9 @@ pub struct Vm<'m> {
     rtc: Mutex<Pl031>,
     /// Its virtio devices, by slot.
     slots: heapless::Vec<Mutex<MmioTransport<'m, 'm>>, MAX_DEVICES>,
-    /// Slots with requests in flight, one bit each.
-    in_flight: AtomicU32,
+    /// Slots that are to be polled: a bit for each that wants it at every poll point ([`SOON`]), and
+    /// above them one for each that wants it on events or at a time ([`WAITING`]).
+    to_poll: AtomicU32,
     /// How much of what the guest causes is logged.
     log_limit: Mutex<RateLimit>,
 }
@@ -69,7 +75,7 @@ impl<'m> Vm<'m> {
             uart: Mutex::new(Pl011::new()),
             rtc: Mutex::new(rtc),
             slots: heapless::Vec::new(),
-            in_flight: AtomicU32::new(0),
+            to_poll: AtomicU32::new(0),
             log_limit: Mutex::new(log_limit),
         }
     }
@@ -93,13 +99,20 @@ impl<'m> Vm<'m> {
         self.slots.len()
     }
 
-    /// Whether any device has requests in flight.
+    /// Whether any device is to be polled at every poll point: it has requests in flight.
     #[inline(always)]
     pub fn has_work_in_flight(&self) -> bool {
-        self.in_flight.load(Ordering::Relaxed) != 0
+        self.to_poll.load(Ordering::Relaxed) & SOON != 0
     }
 
-    /// After a slot's device was worked: passes its interrupt on, and remembers whether to poll it.
+    /// Whether any device is to be polled when something may have come for it - an interrupt of the
+    /// board, EL2's timer - whether or not it has requests in flight.
+    #[inline(always)]
+    pub fn waits_for_events(&self) -> bool {
+        self.to_poll.load(Ordering::Relaxed) != 0
+    }
+
+    /// After a slot's device was worked: passes its interrupt on, and remembers when to poll it.
     /// To be called with the lock of the slot still held, so that the two agree.
     #[inline]
     pub(super) fn after_work<H: Host>(
@@ -109,13 +122,24 @@ impl<'m> Vm<'m> {
         vcpu: VcpuIndex,
         host: &mut H,
     ) {
-        let bit = 1u32 << (slot & 31);
-        if device.has_work_in_flight() {
-            if self.in_flight.fetch_or(bit, Ordering::Relaxed) == 0 {
+        let soon = 1u32 << (slot % MAX_DEVICES);
+        let waiting = soon << WAITING;
+        let wanted = match device.next_poll() {
+            NextPoll::Idle => 0,
+            NextPoll::OnEvent => waiting,
+            NextPoll::At(deadline) => {
+                host.wake_at(deadline);
+                waiting
+            }
+            NextPoll::Soon => soon,
+        };
+        // Nobody else changes the bits of this slot.
+        let change = (self.to_poll.load(Ordering::Relaxed) & (soon | waiting)) ^ wanted;
+        if change != 0 {
+            let before = self.to_poll.fetch_xor(change, Ordering::Relaxed);
+            if wanted == soon && before & SOON == 0 {
                 host.keep_polling();
             }
-        } else if self.in_flight.load(Ordering::Relaxed) & bit != 0 {
-            self.in_flight.fetch_and(!bit, Ordering::Relaxed);
         }
         if device.take_interrupt() {
             // Told by an interrupt, and thus once for each time it happens.
@@ -152,13 +176,14 @@ impl<'m> Vm<'m> {
         log::warn!("{}: {what}", self.name);
     }
 
-    /// Collects what physical devices have finished, for all slots with requests in flight.
+    /// Collects what physical devices have finished, for all slots that are to be polled.
     pub fn poll<H: Host>(&self, vcpu: VcpuIndex, host: &mut H) {
         let now = host.now();
-        let mut waiting = self.in_flight.load(Ordering::Relaxed);
-        while waiting != 0 {
-            let slot = waiting.trailing_zeros() as usize;
-            waiting &= waiting - 1;
+        let slots = self.to_poll.load(Ordering::Relaxed);
+        let mut slots = (slots | slots >> WAITING) & SOON;
+        while slots != 0 {
+            let slot = slots.trailing_zeros() as usize;
+            slots &= slots - 1;
             if let Some(device) = self.slot(slot) {
                 let mut device = device.lock();
                 device.poll(now);

@@ -263,6 +263,11 @@ impl Machine {
         for disk in disks {
             plug(&mut vm, disk).unwrap();
         }
+        Self::of(vm)
+    }
+
+    /// The machine `vm`.
+    pub(super) fn of(vm: Vm<'static>) -> Self {
         let vm = Box::leak(Box::new(vm));
         let mut vcpu = Vcpu::new(VcpuIndex::BOOT, vm, ExitCounts::default());
         vcpu.registers.pstate = Pstate::new(Pstate::EL1H);

@@ -3,6 +3,7 @@
 use super::*;
 use crate::cpu::Width;
 use crate::virtio::testing::Driver;
+use crate::virtio::{Context, DeviceType, VirtioDevice};
 use crate::vm::testing::*;
 
 const UART_INTID: u32 = layout::FIRST_SPI + layout::UART_SPI;
@@ -359,4 +360,82 @@ fn devices_take_the_first_slots_until_all_are_taken() {
     assert_eq!(plug(&mut full, Box::new(HeldDisk::default())), None);
     assert_eq!(full.devices(), MAX_DEVICES);
     assert!(full.slot(MAX_DEVICES - 1).is_some() && full.slot(MAX_DEVICES).is_none());
+}
+
+/// A device that wants to be polled when the test says.
+#[derive(Clone)]
+struct Patient(std::rc::Rc<std::cell::Cell<(NextPoll, usize)>>);
+
+impl<'m> VirtioDevice<'m> for Patient {
+    fn device_type(&self) -> DeviceType {
+        DeviceType::ENTROPY
+    }
+
+    fn queue_max_sizes(&self) -> &[u16] {
+        &[8]
+    }
+
+    fn queue_notified(&mut self, _index: u16, _context: &mut Context<'_, 'm>) {}
+
+    fn poll(&mut self, _context: &mut Context<'_, 'm>) {
+        let (next, polls) = self.0.get();
+        self.0.set((next, polls + 1));
+    }
+
+    fn next_poll(&self) -> NextPoll {
+        self.0.get().0
+    }
+}
+
+/// A machine with such a device, at work, that wants to be polled as `next` says.
+fn patient(next: NextPoll) -> (Machine, Patient) {
+    let device = Patient(std::rc::Rc::new(std::cell::Cell::new((next, 0))));
+    let mut vm = vm();
+    let transport = MmioTransport::new(Box::leak(Box::new(device.clone())), vm.memory.clone());
+    vm.plug(transport).unwrap();
+    let mut machine = Machine::of(vm);
+    let driver = Driver::new(machine.vm.memory.clone(), 8);
+    machine.bring_up(0, &driver);
+    (machine, device)
+}
+
+#[test]
+fn a_device_that_waits_for_a_time_is_polled_then_and_not_at_every_exit() {
+    let (mut machine, device) = patient(NextPoll::At(at(5)));
+    assert_eq!((machine.host.wake, machine.host.keep_polling), (Some(at(5)), 0));
+    assert!(!machine.vm.has_work_in_flight() && machine.vm.waits_for_events());
+    machine.get(Machine::virtio(0, 0));
+    assert_eq!(device.0.get().1, 0, "an exit is nothing to it");
+    // Something else comes first: the time is asked for again.
+    machine.host.wake_at(at(1));
+    assert!(machine.run_timer(at(1)));
+    assert_eq!((machine.host.wake, device.0.get().1), (Some(at(5)), 1));
+    device.0.set((NextPoll::At(at(9)), 0));
+    assert!(machine.run_timer(at(5)));
+    assert_eq!((machine.host.wake, device.0.get().1), (Some(at(9)), 1));
+    device.0.set((NextPoll::Idle, 0));
+    assert!(machine.run_timer(at(9)));
+    assert!(!machine.vm.waits_for_events());
+    assert_eq!((machine.host.wake, machine.host.keep_polling), (None, 0));
+}
+
+#[test]
+fn a_device_that_waits_for_an_event_is_polled_on_events_without_a_tick() {
+    let (mut machine, device) = patient(NextPoll::OnEvent);
+    assert_eq!((machine.host.wake, machine.host.keep_polling), (None, 0));
+    machine.get(Machine::virtio(0, 0));
+    assert_eq!(device.0.get().1, 0);
+    assert!(machine.vm.waits_for_events() && !machine.vm.has_work_in_flight());
+    device.0.set((NextPoll::Soon, 0));
+    poll(&mut machine);
+    assert_eq!((machine.host.keep_polling, device.0.get().1), (1, 1));
+    assert!(machine.vm.has_work_in_flight());
+    machine.get(Machine::virtio(0, 0));
+    assert_eq!(device.0.get().1, 2, "an exit is a poll point");
+    device.0.set((NextPoll::OnEvent, 0));
+    poll(&mut machine);
+    assert!(machine.vm.waits_for_events() && !machine.vm.has_work_in_flight());
+    // A reset leaves nothing to wait for.
+    machine.set(Machine::virtio(0, 0x70), 0);
+    assert!(!machine.vm.waits_for_events());
 }
