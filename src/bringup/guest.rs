@@ -25,11 +25,11 @@ use sparkler::rate_limit::RateLimit;
 use sparkler::virtio::MmioTransport;
 use sparkler::virtio::devices::block::Block;
 use sparkler::vm::loader::Modules;
+use sparkler::vm::options::VirtioOptions;
 use sparkler::vm::pl031::Pl031;
 use sparkler::vm::{ExitCounts, Vcpu, Vm, layout};
 
 use super::arena::place;
-use super::options::VirtioOptions;
 use super::{devices, stop};
 
 /// The guest that runs when no module is given.

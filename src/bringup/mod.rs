@@ -5,13 +5,13 @@ mod arena;
 mod board;
 mod devices;
 mod guest;
-mod options;
 
 use core::fmt;
 
 use sparkler::arch::boot::BootInfo;
 use sparkler::arch::{console, firmware};
 use sparkler::fdt::Conduit;
+use sparkler::vm::options;
 
 /// The program.
 pub(crate) fn run(boot: BootInfo) -> ! {

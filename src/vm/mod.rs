@@ -10,6 +10,7 @@ pub mod image;
 pub mod layout;
 pub mod loader;
 pub mod machine;
+pub mod options;
 pub mod pl011;
 pub mod pl031;
 pub mod stats;
