@@ -587,6 +587,24 @@ fn flags_that_flip_after_the_first_look_change_nothing() {
 }
 
 #[test]
+fn an_indirect_table_is_bounded_by_its_entries_even_if_they_are_empty() {
+    // Buffers of no bytes take no segment: only the length of the table says that it is too long.
+    let with = |entries: u32| {
+        popped(WITH_INDIRECT, |driver| {
+            driver.descriptor_at(TABLE, 0, (BUFFERS, 4, 0, 0));
+            driver.offer_one(7, (TABLE, 16 * entries), testing::INDIRECT);
+        })
+    };
+    let most = MAX_SEGMENTS as u32;
+    for entries in [1, most - 1, most] {
+        assert_eq!(with(entries), Ok(Some((7, vec![(0x4000, 4)], vec![]))));
+    }
+    for entries in [most + 1, most + 2, 2 * most, 1000] {
+        assert_eq!(with(entries), Err(QueueError::ChainTooLong));
+    }
+}
+
+#[test]
 fn a_ring_of_32768_wraps() {
     let ram = HostRam::new(0x9_0000);
     let mut driver = PackedDriver::new(guest_memory_of(&ram), 0x8000);
