@@ -74,8 +74,9 @@ pub struct MmioTransport<'d, 'm> {
     offered: Features,
     /// What the driver has accepted; frozen by FEATURES_OK.
     accepted: Features,
-    /// The driver has accepted features of a page that has none.
-    accepted_unknown: bool,
+    /// Pages beyond [`Features`] of which the driver has accepted something: bit n is page n, and bit
+    /// 31 all from there on.
+    accepted_unknown: u32,
     device_features_page: u32,
     driver_features_page: u32,
     queue_select: u32,
@@ -105,7 +106,7 @@ impl<'d, 'm> MmioTransport<'d, 'm> {
             common: Features::COMMON,
             offered: Features::empty(),
             accepted: Features::empty(),
-            accepted_unknown: false,
+            accepted_unknown: 0,
             device_features_page: 0,
             driver_features_page: 0,
             queue_select: 0,
@@ -325,7 +326,7 @@ impl<'d, 'm> MmioTransport<'d, 'm> {
     fn finish_reset(&mut self) {
         self.status = Status::empty();
         self.accepted = Features::empty();
-        self.accepted_unknown = false;
+        self.accepted_unknown = 0;
         self.device_features_page = 0;
         self.driver_features_page = 0;
         self.queue_select = 0;
@@ -366,7 +367,7 @@ impl<'d, 'm> MmioTransport<'d, 'm> {
 
     /// Whether the driver accepted what the device can work with (2.2.2, 6.2).
     fn features_are_good(&self) -> bool {
-        !self.accepted_unknown
+        self.accepted_unknown == 0
             && self.offered.contains(self.accepted)
             && self.accepted.contains(Features::VERSION_1)
             && self.device.check_features(self.accepted)

@@ -52,6 +52,10 @@ mod offset {
     pub(super) const CONFIG_GENERATION: u16 = 0x0FC;
 }
 
+/// Feature pages from here on are kept track of together: what is accepted of one of them only a
+/// reset takes back.
+const LAST_PAGES: u32 = 31;
+
 /// `whole` with its low or high half replaced.
 const fn with_half(whole: u64, high: bool, half: u32) -> u64 {
     if high {
@@ -162,8 +166,16 @@ impl MmioTransport<'_, '_> {
         }
         match self.accepted.with_page(self.driver_features_page, bits) {
             Some(accepted) => self.accepted = accepted,
-            // Pages without a feature: zeros say nothing, ones cannot be agreed to.
-            None => self.accepted_unknown |= bits != 0,
+            // Features from 64 on (2.2 has 128 of them, 4.2.2 any number of pages): none is offered,
+            // so ones cannot be agreed to, and zeros take them back, as on any other page.
+            None => {
+                let page = 1 << self.driver_features_page.min(LAST_PAGES);
+                if bits != 0 {
+                    self.accepted_unknown |= page;
+                } else if self.driver_features_page < LAST_PAGES {
+                    self.accepted_unknown &= !page;
+                }
+            }
         }
     }
 

@@ -285,15 +285,35 @@ fn features_ok_is_refused_without_version_1_or_for_what_is_not_offered_or_not_po
     probe.get().refuse_features = OWN;
     assert!(!transport.negotiate(V1 | OWN));
     assert!(transport.negotiate(V1));
-    // A bit of a page that has none.
-    transport.set(0x70, 0);
-    transport.set(0x70, 3);
-    transport.set(0x24, 1);
-    transport.set(0x20, V1.page(1));
-    transport.set(0x24, 2);
-    transport.set(0x20, 1);
-    transport.set(0x70, 11);
-    assert_eq!(transport.get(0x70), 3);
+}
+
+#[test]
+fn features_beyond_64_are_not_offered_refused_if_accepted_and_can_be_taken_back() {
+    machine!(ram, driver, probe, transport);
+    let accept = |transport: &mut MmioTransport<'_, '_>, page, bits| {
+        transport.set(0x24, page);
+        transport.set(0x20, bits);
+        transport.set(0x70, 11);
+        transport.get(0x70) == 11
+    };
+    for page in [2, 3, 4, 30, 31, 32, 33, u32::MAX] {
+        assert!(transport.negotiate(V1));
+        transport.set(0x14, page);
+        assert_eq!(transport.get(0x10), 0);
+        for bits in [1, 1 << 31, u32::MAX] {
+            transport.set(0x70, 0);
+            transport.set(0x70, 3);
+            assert!(!accept(&mut transport, 1, 0));
+            transport.set(0x20, V1.page(1));
+            assert!(!accept(&mut transport, page, bits));
+            assert_eq!(transport.get(0x70), 3);
+            // Zeros on another page, even one of those kept together, take nothing back.
+            for other in [0, 5, 6, 29, 40] {
+                assert!(!accept(&mut transport, other, 0));
+            }
+            assert_eq!(accept(&mut transport, page, 0), page < 31, "page {page}");
+        }
+    }
     assert!(transport.negotiate(V1));
 }
 
