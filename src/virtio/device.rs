@@ -253,7 +253,8 @@ pub trait VirtioDevice<'m> {
     }
 
     /// Writes down what [`Self::restore`] needs, beyond features and queues, which the transport
-    /// knows, and the back end's own. Called only with nothing in flight.
+    /// knows ([`MmioTransport::save`](super::MmioTransport::save)), and the back end's own. Called
+    /// only with nothing in flight, and no chain popped that is not completed.
     ///
     /// # Errors
     /// If there is not enough room.
@@ -262,8 +263,11 @@ pub trait VirtioDevice<'m> {
         Ok(())
     }
 
-    /// Takes on what [`Self::save`] of such a device wrote. Called instead of [`Self::negotiated`]
-    /// and [`Self::activate`], with the features that were agreed. The state is not to be trusted.
+    /// Takes on what [`Self::save`] of such a device wrote. Called on a device that is reset, with
+    /// the features that were agreed (none if it had not come to that), instead of those calls of
+    /// [`Self::negotiated`], [`Self::activate`] and [`Self::queue_enabled`] that the other device
+    /// has had. A [`Self::poll`] follows if it was live, with leftovers in all its queues. The state
+    /// is not to be trusted.
     ///
     /// # Errors
     /// If it is not such a state; the device is then as after [`Self::reset`].

@@ -1,6 +1,7 @@
-//! A device model's state as bytes, to be taken up by another one like it.
+//! A device's state as bytes, to be taken up by another one like it: the transport's, and behind it
+//! the device model's ([`MmioTransport::save`](super::MmioTransport::save)).
 //!
-//! What the bytes mean is the device model's own affair; it writes wire structures, so that they
+//! What the bytes of a device model mean is the device model's own affair; it writes wire structures, so that they
 //! mean the same everywhere. What comes back may have been anywhere: it is checked as a guest's
 //! values are.
 
@@ -13,6 +14,8 @@ pub enum StateError {
     Length,
     /// It is not one this device can be in.
     Invalid,
+    /// The device is at work. To save it, poll until it is not; to restore it, reset it.
+    Busy,
 }
 
 /// Writes a state, piece after piece.

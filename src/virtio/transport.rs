@@ -21,6 +21,7 @@
 //! there is [`MmioTransport::interrupt_asserted`].
 
 mod registers;
+mod saved;
 
 use crate::backend::clock::Ticks;
 use crate::memory::GuestMemory;

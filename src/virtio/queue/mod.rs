@@ -5,9 +5,11 @@
 
 pub mod chain;
 mod packed;
+mod saved;
 mod split;
 
 pub use chain::{Chain, ChainBuffer, Head};
+pub(super) use saved::SavedQueue;
 
 use core::fmt;
 

@@ -383,6 +383,27 @@ impl<'m> PackedRing<'m> {
         extent.finish()
     }
 
+    /// The place that available and used descriptors have both come to, the wrap counter above it;
+    /// `None` with lists at work.
+    pub(super) fn position(&self) -> Option<u16> {
+        (self.outstanding == 0 && self.taken == 0 && self.used == 0)
+            .then_some(self.next_used.event() as u16)
+    }
+
+    /// Goes on, just made, at a [`Self::position`]. Whether something is available is looked for
+    /// again. `false`, and nothing done, if the ring has no such place.
+    pub(super) fn resume(&mut self, position: u16) -> bool {
+        let index = u32::from(position) & EVENT_OFFSET;
+        if index >= self.size {
+            return false;
+        }
+        let lap = if position >> EVENT_WRAP_SHIFT == 1 { 0 } else { OWNER };
+        self.next_available = Position { index, owner: Position::FIRST_AVAILABLE.owner ^ lap };
+        self.next_used = Position { index, owner: Position::FIRST_USED.owner ^ lap };
+        self.leftover = true;
+        true
+    }
+
     /// Writes the used descriptor of a list; the driver sees it after [`Self::publish`].
     ///
     /// The WRITE flag says whether the device wrote anywhere (2.8.3). A device tells what it wrote
@@ -451,6 +472,16 @@ impl<'m> PackedRing<'m> {
             place = place.wrapping_sub(self.size);
         }
         passes(place as u16, new.wrapping_sub(used) as u16, new as u16)
+    }
+
+    /// Whether the driver is asked to notify.
+    pub(super) fn notifications(&self) -> bool {
+        self.notifications
+    }
+
+    /// Goes on, just made, with the driver asked not to notify.
+    pub(super) fn resume_silent(&mut self) {
+        self.notifications = false;
     }
 
     /// Asks the driver to notify, or not to because the queue is looked at anyway.

@@ -289,6 +289,19 @@ impl<'m> SplitRing<'m> {
         }
     }
 
+    /// The index that available and used ring have both come to; `None` with chains at work.
+    pub(super) fn position(&self) -> Option<u16> {
+        (self.outstanding() == 0 && self.published == self.next_used).then_some(self.next_used)
+    }
+
+    /// Goes on, just made, at a [`Self::position`]; any is one. Whether something is available is
+    /// looked for again.
+    pub(super) fn resume(&mut self, position: u16) {
+        (self.next_available, self.available_idx) = (position, position);
+        (self.next_used, self.published) = (position, position);
+        self.leftover = true;
+    }
+
     /// Writes the used element of a chain; the driver sees it after [`Self::publish`].
     #[inline]
     pub(super) fn complete(&mut self, head: Head, written: u32) {
@@ -324,6 +337,16 @@ impl<'m> SplitRing<'m> {
             let flags = self.available.load_u16(FLAGS);
             flags.is_none_or(|flags| flags & NO_INTERRUPT == 0)
         }
+    }
+
+    /// Whether the driver is asked to notify.
+    pub(super) fn notifications(&self) -> bool {
+        self.notifications
+    }
+
+    /// Goes on, just made, with the driver asked not to notify.
+    pub(super) fn resume_silent(&mut self) {
+        self.notifications = false;
     }
 
     /// Asks the driver to notify, or not to because the queue is looked at anyway.

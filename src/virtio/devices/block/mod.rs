@@ -19,6 +19,7 @@ use crate::backend::clock::Ticks;
 use crate::memory::SharedSlice;
 use crate::virtio::device::{ActivateError, ActiveQueue, Context, DeviceType, Progress};
 use crate::virtio::queue::{Chain, ChainBuffer, Head, QueueError};
+use crate::virtio::state::{StateError, StateReader, StateWriter};
 use crate::virtio::{Features, VirtioDevice};
 use request::{Request, used_length};
 use wire::Status;
@@ -340,6 +341,26 @@ impl<'m> VirtioDevice<'m> for Block<'_, 'm> {
         requests.write_through = false;
         requests.info = requests.backend.info();
         Progress::Done
+    }
+
+    fn save(&self, state: &mut StateWriter<'_>) -> Result<(), StateError> {
+        let requests = &self.requests;
+        state.write_bytes(&wire::config(&requests.info, requests.max_segments))
+    }
+
+    fn restore(
+        &mut self,
+        accepted: Features,
+        state: &mut StateReader<'_>,
+    ) -> Result<(), StateError> {
+        let requests = &mut self.requests;
+        // The driver has read what the disk is like: it must be like that here.
+        let config = wire::config(&requests.info, requests.max_segments);
+        if state.read_object::<[u8; wire::CONFIG_SIZE]>()? != config {
+            return Err(StateError::Invalid);
+        }
+        requests.write_through = requests.info.flush && !accepted.contains(FLUSH);
+        Ok(())
     }
 
     fn reset_queue(&mut self, _index: u16, now: Ticks) -> Progress {

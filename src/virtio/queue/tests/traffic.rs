@@ -6,13 +6,14 @@
 //! that is never answered.
 
 use std::cell::RefCell;
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::rc::Rc;
 
 use proptest::prelude::*;
 
 use crate::memory::{GuestMemory, HostRam, SharedSlice};
 use crate::virtio::queue::{Areas, ChainBuffer, Head};
+use crate::virtio::state::{StateError, StateReader, StateWriter};
 use crate::virtio::testing::packed::{self, DESC, DISABLE, ENABLE, PackedDriver};
 use crate::virtio::testing::{
     BUFFERS, Driver, INDIRECT, NEXT, NOW, RAM_SIZE, Registers, WRITE, get, guest_memory, put,
@@ -53,10 +54,42 @@ struct Script {
 struct Echo<'m> {
     script: Rc<RefCell<Script>>,
     chain: ChainBuffer<'m>,
-    held: Vec<(Head, [u8; 4], Vec<SharedSlice<'m>>)>,
+    held: Vec<Held<'m>>,
+}
+
+/// A chain on its way through the back end.
+struct Held<'m> {
+    head: Head,
+    number: [u8; 4],
+    room: Vec<SharedSlice<'m>>,
+    /// The back end has done it; one that came before may not be.
+    finished: bool,
 }
 
 impl<'m> Echo<'m> {
+    fn new(script: &Rc<RefCell<Script>>) -> Self {
+        Self { script: script.clone(), chain: ChainBuffer::new(), held: vec![] }
+    }
+
+    /// The back end finishes the oldest or the newest request it has.
+    fn finish(&mut self, newest_first: bool) {
+        let mut open = self.held.iter_mut().filter(|held| !held.finished);
+        let Some(held) = (if newest_first { open.next_back() } else { open.next() }) else {
+            return;
+        };
+        let bytes = held.room.iter().flat_map(|it| (0..it.len()).map(move |at| (it, at)));
+        for ((segment, at), byte) in bytes.zip(held.number) {
+            segment.store_u8(at, byte).unwrap();
+        }
+        held.finished = true;
+    }
+
+    /// The next request to give back: any that is finished, or with IN_ORDER the oldest only.
+    fn next_finished(&mut self, in_order: bool) -> Option<Head> {
+        let at = self.held.iter().position(|held| held.finished)?;
+        (!in_order || at == 0).then(|| self.held.remove(at).head)
+    }
+
     fn serve(&mut self, context: &mut Context<'_, 'm>) {
         let mut queue = context.queue(0).unwrap();
         if core::mem::take(&mut self.script.borrow_mut().put_back)
@@ -67,7 +100,7 @@ impl<'m> Echo<'m> {
         while let Some(mut chain) = queue.pop(&mut self.chain) {
             let number = chain.readable.read_object().unwrap();
             let room = chain.writable.into_segments().to_vec();
-            self.held.push((chain.head, number, room));
+            self.held.push(Held { head: chain.head, number, room, finished: false });
         }
     }
 }
@@ -79,6 +112,10 @@ impl<'m> VirtioDevice<'m> for Echo<'m> {
 
     fn queue_max_sizes(&self) -> &[u16] {
         &[64]
+    }
+
+    fn offered_features(&self) -> Features {
+        Features::IN_ORDER
     }
 
     fn queue_notified(&mut self, _index: u16, context: &mut Context<'_, 'm>) {
@@ -98,18 +135,20 @@ impl<'m> VirtioDevice<'m> for Echo<'m> {
             let script = self.script.borrow();
             (script.complete, script.newest_first)
         };
-        for _ in 0..complete.min(self.held.len()) {
-            let at = if newest_first { self.held.len() - 1 } else { 0 };
-            let (head, number, room) = self.held.remove(at);
-            let bytes = room.iter().flat_map(|it| (0..it.len()).map(move |at| (it, at)));
-            for ((segment, at), byte) in bytes.zip(number) {
-                segment.store_u8(at, byte).unwrap();
+        let in_order = context.features().contains(Features::IN_ORDER);
+        for _ in 0..complete {
+            self.finish(newest_first);
+            while let Some(head) = self.next_finished(in_order) {
+                context.queue(0).unwrap().complete(head, 4);
             }
-            context.queue(0).unwrap().complete(head, 4);
         }
         if context.queue(0).unwrap().has_leftover() {
             self.serve(context);
         }
+    }
+
+    fn in_flight(&self) -> usize {
+        self.held.len()
     }
 
     fn reset(&mut self, _now: crate::backend::clock::Ticks) -> Progress {
@@ -291,12 +330,14 @@ struct Session<'d, 'm> {
     features: Features,
     script: Rc<RefCell<Script>>,
     book: HashMap<u16, u32>,
+    /// The places in flight, in the order in which they were offered.
+    order: VecDeque<u16>,
     places: Vec<u16>,
     number: u32,
     answered: usize,
 }
 
-impl Session<'_, '_> {
+impl<'d, 'm> Session<'d, 'm> {
     fn event_idx(&self) -> bool {
         self.features.contains(Features::EVENT_IDX)
     }
@@ -328,6 +369,7 @@ impl Session<'_, '_> {
             return false;
         }
         assert!(self.book.insert(place, self.number).is_none());
+        self.order.push_back(place);
         true
     }
 
@@ -353,6 +395,9 @@ impl Session<'_, '_> {
         self.driver.set_interrupts(false, self.event_idx());
         while let Some((place, len)) = self.driver.used() {
             let number = self.book.remove(&place).expect("answered twice");
+            let turn = self.order.iter().position(|it| *it == place).unwrap();
+            assert!(turn == 0 || !self.features.contains(Features::IN_ORDER), "not in order");
+            self.order.remove(turn);
             let base = BUFFERS + u64::from(place) * 0x100;
             assert_eq!(len, 4);
             assert_eq!(u32::from_le_bytes(get(self.driver.memory(), base + 8)), number);
@@ -394,7 +439,32 @@ impl Session<'_, '_> {
     fn forget(&mut self) {
         let _ = self.transport.take_interrupt();
         self.book.clear();
+        self.order.clear();
         self.places = (0..64).collect();
+    }
+
+    /// The guest stands still, and goes on with another device, which must be where this one was.
+    fn move_to(&mut self, device: &'d mut Echo<'m>) {
+        let mut state = [0; 256];
+        let written = (0..80).find_map(|_| {
+            let mut writer = StateWriter::new(&mut state);
+            match self.transport.save(&mut writer) {
+                Ok(()) => return Some(writer.written()),
+                Err(error) => assert_eq!(error, StateError::Busy),
+            }
+            *self.script.borrow_mut() = Script { complete: 3, ..Script::default() };
+            self.transport.poll(NOW);
+            None
+        });
+        let mut other = MmioTransport::new(device, self.driver.memory().clone());
+        let mut reader = StateReader::new(&state[..written.expect("never at rest")]);
+        assert_eq!(other.restore(&mut reader, NOW), Ok(()));
+        assert_eq!(reader.remaining(), 0);
+        for offset in (0..0x100).step_by(4) {
+            assert_eq!(other.get(offset), self.transport.get(offset), "{offset:#x}");
+        }
+        self.transport = other;
+        self.transport.poll(NOW);
     }
 
     /// Everything still in flight must be answered, without anything new from the driver.
@@ -410,17 +480,23 @@ impl Session<'_, '_> {
     }
 }
 
-/// `steps` steps of random traffic; with resets, or until `requests` were answered.
+/// The most devices a run has, one after the other.
+const DEVICES: usize = 8;
+
+/// `steps` steps of random traffic; with resets and changes of the device or without. Requests that
+/// were answered.
 fn run(seed: u64, features: Features, size: u16, steps: usize, resets: bool) -> usize {
     let ram = HostRam::new(RAM_SIZE);
     let script = Rc::new(RefCell::new(Script::default()));
-    let mut device = Echo { script: script.clone(), chain: ChainBuffer::new(), held: vec![] };
+    let mut devices: Vec<_> = (0..DEVICES).map(|_| Echo::new(&script)).collect();
+    let mut devices = devices.iter_mut();
     let mut session = Session {
-        transport: MmioTransport::new(&mut device, guest_memory(&ram)),
+        transport: MmioTransport::new(devices.next().unwrap(), guest_memory(&ram)),
         driver: AnyDriver::new(guest_memory(&ram), size, features),
         features,
         script,
         book: HashMap::new(),
+        order: VecDeque::new(),
         places: vec![],
         number: 0,
         answered: 0,
@@ -449,6 +525,13 @@ fn run(seed: u64, features: Features, size: u16, steps: usize, resets: bool) -> 
         }
         session.transport.poll(NOW);
         session.interrupt();
+        if resets
+            && random.one_in(30)
+            && let Some(device) = devices.next()
+        {
+            session.move_to(device);
+            session.interrupt();
+        }
         if resets && random.one_in(40) {
             let size = if features.contains(Features::RING_PACKED) {
                 random.below(40) as u16 + 4
@@ -469,11 +552,12 @@ fn run(seed: u64, features: Features, size: u16, steps: usize, resets: bool) -> 
 
 /// Every combination of ring features.
 fn combinations() -> impl Iterator<Item = Features> {
-    const BITS: [Features; 4] = [
+    const BITS: [Features; 5] = [
         Features::RING_PACKED,
         Features::INDIRECT_DESC,
         Features::EVENT_IDX,
         Features::NOTIFICATION_DATA,
+        Features::IN_ORDER,
     ];
     (0..1 << BITS.len()).map(|mask: u32| {
         let chosen = BITS.iter().enumerate().filter(|(at, _)| mask >> at & 1 != 0);
@@ -489,7 +573,7 @@ proptest! {
     })]
 
     #[test]
-    fn every_request_is_answered_once_whatever_is_negotiated_and_reset(seed: u64) {
+    fn every_request_is_answered_once_whatever_is_negotiated_reset_and_restored(seed: u64) {
         for features in combinations() {
             let steps = if cfg!(miri) { 20 } else { 300 };
             run(seed, features, 8, steps, true);
@@ -507,9 +591,52 @@ proptest! {
 #[test]
 #[cfg_attr(miri, ignore = "slow")]
 fn traffic_goes_on_past_the_wrap_of_every_index() {
-    for features in combinations().filter(|it| !it.contains(Features::NOTIFICATION_DATA)) {
+    const OTHERS: Features = Features::NOTIFICATION_DATA.union(Features::IN_ORDER);
+    for features in combinations().filter(|it| !it.intersects(OTHERS)) {
         let answered = run(0x5EED, features, 16, 50_000, false);
         assert!(answered > 66_000, "{answered}");
+    }
+}
+
+#[test]
+fn with_in_order_what_a_back_end_finishes_out_of_order_is_used_in_order() {
+    const V1: Features = Features::VERSION_1;
+    for ring in [V1, V1 | Features::RING_PACKED] {
+        for features in [ring, ring | Features::IN_ORDER] {
+            let ram = HostRam::new(RAM_SIZE);
+            let script = Rc::new(RefCell::new(Script::default()));
+            let mut device = Echo::new(&script);
+            let mut transport = MmioTransport::new(&mut device, guest_memory(&ram));
+            assert!(transport.negotiate(features));
+            let mut driver = AnyDriver::new(guest_memory(&ram), 16, features);
+            let (size, areas) = driver.areas();
+            transport.configure_queue(0, size.into(), &areas);
+            transport.set(0x44, 1);
+            transport.set(0x70, 15);
+            let used = |driver: &mut AnyDriver<'_>| {
+                std::iter::from_fn(|| driver.used()).map(|(place, _)| place).collect::<Vec<_>>()
+            };
+            for place in 0..4 {
+                let base = BUFFERS + u64::from(place) * 0x10;
+                assert!(driver.offer(place, &[(base, 4, false), (base + 8, 4, true)], None));
+            }
+            transport.set(0x50, 0);
+            // Three are finished, the last first; the first is not.
+            *script.borrow_mut() = Script { complete: 3, newest_first: true, ..Script::default() };
+            transport.poll(NOW);
+            if features.contains(Features::IN_ORDER) {
+                assert_eq!(used(&mut driver), []);
+                assert!(!transport.take_interrupt());
+            } else {
+                assert_eq!(used(&mut driver), [3, 2, 1]);
+            }
+            transport.poll(NOW);
+            let rest: &[u16] =
+                if features.contains(Features::IN_ORDER) { &[0, 1, 2, 3] } else { &[0] };
+            assert_eq!(used(&mut driver), rest);
+            assert!(transport.take_interrupt());
+            assert_eq!(transport.fault(), None);
+        }
     }
 }
 
