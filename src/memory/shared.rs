@@ -41,7 +41,10 @@ macro_rules! word_access {
             let word = self.word::<$int>(offset)?;
             // SAFETY: `word` checked bounds and alignment; the memory is live for 'm.
             let atomic = unsafe { <$atomic>::from_ptr(word) };
-            Some(<$int>::from_le(atomic.load(Ordering::Relaxed)))
+            let value = <$int>::from_le(atomic.load(Ordering::Relaxed));
+            #[cfg(test)]
+            super::testing::loaded(self, offset, size_of::<$int>());
+            Some(value)
         }
 
         /// Stores a little-endian word at `offset`, single-copy atomic, relaxed.
@@ -139,7 +142,10 @@ impl<'m> SharedSlice<'m> {
         // SAFETY: as above; `wrapping_add` stayed inside the checked pair.
         let second = unsafe { AtomicU64::from_ptr(second) };
         let load = |word: &AtomicU64| u64::from_le(word.load(Ordering::Relaxed));
-        Some((load(first), load(second)))
+        let pair = (load(first), load(second));
+        #[cfg(test)]
+        super::testing::loaded(self, offset, size_of::<[u64; 2]>());
+        Some(pair)
     }
 
     /// Stores two consecutive little-endian words at `offset`, each single-copy atomic, relaxed,
@@ -184,6 +190,8 @@ impl<'m> SharedSlice<'m> {
             // SAFETY: the remainder begins at `at` and ends with `source`.
             *byte = unsafe { source.byte_at(at + index) }.load(Ordering::Relaxed);
         }
+        #[cfg(test)]
+        super::testing::loaded(self, offset, out.len());
         Some(())
     }
 

@@ -2,8 +2,40 @@
 #![allow(unsafe_code)]
 
 use core::ptr::NonNull;
+use std::cell::RefCell;
 
 use super::{Pa, SharedSlice};
+
+/// Called with a slice, and offset and length in it.
+type AfterLoad = Box<dyn FnMut(&SharedSlice<'_>, usize, usize)>;
+
+thread_local! {
+    static AFTER_LOAD: RefCell<Option<AfterLoad>> = const { RefCell::new(None) };
+}
+
+/// Does `work`, and calls `after_load` after each load from shared memory by this thread: the
+/// agent on the other side, at the worst of moments. Its own loads are not counted.
+pub(crate) fn with_other_side<T>(
+    after_load: impl FnMut(&SharedSlice<'_>, usize, usize) + 'static,
+    work: impl FnOnce() -> T,
+) -> T {
+    AFTER_LOAD.set(Some(Box::new(after_load)));
+    let result = work();
+    AFTER_LOAD.set(None);
+    result
+}
+
+/// The `len` bytes at `offset` have just been loaded.
+pub(super) fn loaded(slice: &SharedSlice<'_>, offset: usize, len: usize) {
+    AFTER_LOAD.with(|after_load| {
+        // Taken already: a load by the other side itself.
+        if let Ok(mut after_load) = after_load.try_borrow_mut()
+            && let Some(after_load) = after_load.as_mut()
+        {
+            after_load(slice, offset, len);
+        }
+    });
+}
 
 /// `len` bytes of host memory that claim to be at `pa`, filled with a pattern that is no
 /// zero byte, so that missing zeroing shows. Leaked: the tests are short.

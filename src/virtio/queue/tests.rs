@@ -3,6 +3,7 @@
 //! Clean under Miri with `MIRIFLAGS=-Zmiri-disable-weak-memory-emulation` (see
 //! `memory::shared`).
 
+mod once;
 mod traffic;
 
 use super::*;
