@@ -17,11 +17,13 @@ pub(crate) const RAM_SIZE: usize = 0x8000;
 pub(crate) const BUFFERS: u64 = RAM + 0x2000;
 
 /// Regions: guest address, bus address, length. The second begins where the first ends, but it is
-/// other memory; the third has an odd end.
-const REGIONS: [(u64, u64, usize); 3] = [
+/// other memory; the third has an odd end; the
+/// last is for the rings of large queues.
+const REGIONS: [(u64, u64, usize); 4] = [
     (RAM, 0x9_8000_0000, RAM_SIZE),
     (RAM + RAM_SIZE as u64, 0x3_0000_0000, 0x1000),
     (RAM + 0x1_0000, 0xF_FFF0_0000, 4001),
+    (LARGE, 0x5_0000_0000, 0x8000),
 ];
 /// Sectors of the disk.
 pub(crate) const SECTORS: usize = 16;
@@ -32,6 +34,17 @@ pub(crate) const SECTOR: usize = 512;
 pub(crate) const AREAS: Areas =
     Areas { descriptor: RAM, driver: RAM + 0x1000, device: RAM + 0x1400 };
 
+/// Where the rings of queues of more than 256 entries are.
+const LARGE: u64 = RAM + 0x10_0000;
+
+/// Where a driver sets up a queue of `size` entries, at most 1024.
+pub(crate) fn areas(size: u16) -> Areas {
+    if size <= 256 {
+        return AREAS;
+    }
+    Areas { descriptor: LARGE, driver: LARGE + 0x4000, device: LARGE + 0x5000 }
+}
+
 /// RING_PACKED.
 pub(crate) const PACKED: u64 = 1 << 34;
 /// Bytes from the driver area on that the rings of the largest queue take, event fields included.
@@ -39,7 +52,7 @@ pub(crate) const RINGS: usize = 0x400 + 4 + 8 * 256 + 2;
 
 /// All memory of one input; made once, and cleared for each.
 pub(crate) struct Memories {
-    regions: [HostRam; 3],
+    regions: [HostRam; 4],
     disk: HostRam,
 }
 

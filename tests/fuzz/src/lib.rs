@@ -19,6 +19,7 @@ mod packed;
 mod race;
 mod registers;
 mod split;
+mod state;
 
 pub use block_requests::block_requests;
 pub use decode::decode;
@@ -28,17 +29,19 @@ pub use kernel_image::kernel_image;
 pub use packed::packed_chains;
 pub use registers::registers;
 pub use split::{split_chains, split_race};
+pub use state::state;
 
 /// A target: its name, and what it does with an input.
 pub type Target = (&'static str, fn(&[u8]));
 
 /// All targets. Each has a folder of its name in `corpus/`.
-pub const TARGETS: [Target; 9] = [
+pub const TARGETS: [Target; 10] = [
     ("registers", registers),
     ("split_chains", split_chains),
     ("split_race", split_race),
     ("packed_chains", packed_chains),
     ("block_requests", block_requests),
+    ("state", state),
     ("guest_exits", guest_exits),
     ("fdt", fdt),
     ("kernel_image", kernel_image),

@@ -5,7 +5,7 @@ use sparkler::virtio::devices::block::Block;
 use sparkler::virtio::{Features, MmioTransport, Width, WriteOutcome};
 
 use crate::disk::{Disk, Kind};
-use crate::guest::{AREAS, BUFFERS, Bus, Guest, address, memories};
+use crate::guest::{BUFFERS, Bus, Guest, address, areas, memories};
 use crate::honest;
 use crate::input::Input;
 
@@ -27,13 +27,21 @@ const MAX_ACTIONS: usize = 200;
 pub fn registers(data: &[u8]) {
     let input = &mut Input::new(data);
     let (_guard, guest, disk) = memories();
-    let kind = Kind::from_byte(input.u8());
+    // The first byte says, besides the disk, how large queues are and how long requests.
+    let first = input.u8();
+    let kind = Kind::from_byte(first);
+    let shape = usize::from(first / 5);
+    let max_size = [u16::MAX, 1024, 300, 64, 9, 8, 512, 257][shape % 8];
     let common = Features::from_bits_retain(input.u64());
     let (mut disk, watch) = Disk::new(kind, disk, &guest);
     watch.mood.set(u32::from(input.u8()));
     let mut block = Block::new(&mut disk);
-    let mut transport =
-        MmioTransport::new(&mut block, guest.memory.clone()).with_common_features(common);
+    if shape >= 8 {
+        block.limit_segments(shape as u16 / 8);
+    }
+    let mut transport = MmioTransport::new(&mut block, guest.memory.clone())
+        .with_common_features(common)
+        .with_max_queue_size(max_size);
     let mut bus = Bus::new(&mut transport);
 
     for _ in 0..MAX_ACTIONS {
@@ -64,8 +72,8 @@ pub fn registers(data: &[u8]) {
             },
         }
         check(&bus, before);
-        // 256 entries in a queue, and a flush more for each.
-        assert!(watch.submitted.get() <= 512, "one action, {} requests", watch.submitted.get());
+        // 1024 entries in a queue, and a flush more for each.
+        assert!(watch.submitted.get() <= 2048, "one action, {} requests", watch.submitted.get());
     }
     honest::prove(&mut bus, &guest, kind, &watch);
 }
@@ -136,13 +144,14 @@ fn step(bus: &mut Bus<'_, '_, '_>, input: &mut Input<'_>) {
         }
         4 => store(STATUS, 11),
         5 => {
-            let size = 1 << input.below(10);
+            let size: u16 = 1 << input.below(11);
+            let areas = areas(size);
             for (low, address) in
-                [(0x80, AREAS.descriptor), (0x90, AREAS.driver), (0xA0, AREAS.device)]
+                [(0x80, areas.descriptor), (0x90, areas.driver), (0xA0, areas.device)]
             {
                 let _ = store(low, address as u32);
             }
-            store(0x38, size)
+            store(0x38, size.into())
         }
         6 => store(QUEUE_READY, 1),
         7 => store(STATUS, 15),
@@ -153,8 +162,9 @@ fn step(bus: &mut Bus<'_, '_, '_>, input: &mut Input<'_>) {
 
 /// Makes a request available in the rings of a queue that was set up properly.
 fn offer(guest: &Guest, input: &mut Input<'_>) {
-    let (size_log, request_type, sector) = (input.below(9), input.u8(), input.u8());
-    let idx = guest.get_u16(AREAS.driver + 2);
+    let (size_log, request_type, sector) = (input.below(11), input.u8(), input.u8());
+    let areas = areas(1 << size_log);
+    let idx = guest.get_u16(areas.driver + 2);
     let head = (idx * 3) & ((1 << size_log) - 1);
     let next = (head + 1) & ((1 << size_log) - 1);
     let mut header = [0; 16];
@@ -162,11 +172,11 @@ fn offer(guest: &Guest, input: &mut Input<'_>) {
     guest.put(BUFFERS, &header);
     // A sector to the disk behind the header, or from it before the status.
     let (readable, writable) = if request_type & 1 == 0 { (16, 513) } else { (528, 1) };
-    let place = |index: u16| AREAS.descriptor + 16 * u64::from(index);
+    let place = |index: u16| areas.descriptor + 16 * u64::from(index);
     guest.descriptor(place(head), (BUFFERS, readable, 1, next));
     guest.descriptor(place(next), (BUFFERS + 0x800, writable, 2, 0));
-    guest.put_u16(AREAS.driver + 4 + 2 * u64::from(idx & ((1 << size_log) - 1)), head);
-    guest.put_u16(AREAS.driver + 2, idx.wrapping_add(1));
+    guest.put_u16(areas.driver + 4 + 2 * u64::from(idx & ((1 << size_log) - 1)), head);
+    guest.put_u16(areas.driver + 2, idx.wrapping_add(1));
 }
 
 /// What holds whatever the driver does.
