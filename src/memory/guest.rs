@@ -55,38 +55,25 @@ impl<'m> GuestMemory<'m> {
     ///
     /// # Errors
     /// If any of it is not RAM, or the range wraps. An empty range must lie in RAM too.
-    #[inline]
     pub fn slice(&self, ipa: Ipa, len: usize) -> Result<SharedSlice<'m>, GuestMemoryError> {
-        match self.slice_of_first(ipa, len) {
-            Some(slice) => Ok(slice),
-            None => self.slice_of_any(ipa, len),
-        }
-    }
-
-    /// The `len` bytes at `ipa` if they lie in the first region, for hot paths;
-    /// [`Self::slice_of_any`] if not.
-    #[inline(always)]
-    pub(crate) fn slice_of_first(&self, ipa: Ipa, len: usize) -> Option<SharedSlice<'m>> {
-        slice_of(&self.first, ipa, len)
-    }
-
-    /// As [`Self::slice`], but small instead of fast.
-    #[cold]
-    pub(crate) fn slice_of_any(
-        &self,
-        ipa: Ipa,
-        len: usize,
-    ) -> Result<SharedSlice<'m>, GuestMemoryError> {
         if ipa.checked_add(len as u64).is_none() {
             return Err(GuestMemoryError::Wraps);
         }
         let slice = self.regions.iter().find_map(|region| slice_of(region, ipa, len));
         slice.ok_or(GuestMemoryError::NotRam)
     }
+
+    /// The `len` bytes at `ipa` if there are any and they lie in the first region, for hot paths:
+    /// for all else, [`Self::slice`] says what it is.
+    #[inline(always)]
+    pub(crate) fn slice_of_first(&self, ipa: Ipa, len: u32) -> Option<SharedSlice<'m>> {
+        let (base, region) = &self.first;
+        // Below the base this is more than any region has.
+        region.nonempty(ipa.raw().wrapping_sub(base.raw()), len)
+    }
 }
 
 /// The `len` bytes at `ipa` if they are wholly in `region` and begin before its end.
-#[inline(always)]
 fn slice_of<'m>(
     (base, region): &(Ipa, SharedSlice<'m>),
     ipa: Ipa,

@@ -129,41 +129,48 @@ impl<'m> SharedSlice<'m> {
     word_access!(load_u32, store_u32, u32, AtomicU32);
     word_access!(load_u64, store_u64, u64, AtomicU64);
 
-    /// Loads two consecutive little-endian words at `offset`, each single-copy atomic, relaxed.
-    /// `None` if they do not lie in the slice or are not naturally aligned.
+    /// The `len` bytes at `offset`, or `None` if there are none, or they do not lie wholly inside.
     ///
-    /// Half the checks of two [`Self::load_u64`]; a virtqueue descriptor is such a pair.
+    /// As [`Self::subslice`], for hot paths: one check for an empty range and one that wraps.
     #[inline(always)]
-    pub fn load_u64_pair(&self, offset: usize) -> Option<(u64, u64)> {
-        let words = self.word::<[u64; 2]>(offset)?.cast::<u64>();
-        // SAFETY: `word` checked bounds and alignment of both; the memory is live for 'm.
-        let first = unsafe { AtomicU64::from_ptr(words) };
-        let second = words.wrapping_add(1);
-        // SAFETY: as above; `wrapping_add` stayed inside the checked pair.
-        let second = unsafe { AtomicU64::from_ptr(second) };
-        let load = |word: &AtomicU64| u64::from_le(word.load(Ordering::Relaxed));
-        let pair = (load(first), load(second));
-        #[cfg(test)]
-        super::testing::loaded(self, offset, size_of::<[u64; 2]>());
-        Some(pair)
+    pub(crate) fn nonempty(&self, offset: u64, len: u32) -> Option<SharedSlice<'m>> {
+        let last = offset.wrapping_add(len.into()).wrapping_sub(1);
+        if last < offset || last >= self.len as u64 {
+            return None;
+        }
+        // SAFETY: offset <= last < self.len, so the pointer stays inside the owned range.
+        let base = unsafe { self.base.add(offset as usize) };
+        let pa = Pa::new(self.pa.raw() + offset);
+        Some(SharedSlice { base, pa, len: len as usize, memory: PhantomData })
     }
 
-    /// Stores two consecutive little-endian words at `offset`, each single-copy atomic, relaxed,
-    /// in no particular order. `None`, and no effect, if they do not lie in the slice or are not
-    /// naturally aligned.
-    ///
-    /// Half the checks of two [`Self::store_u32`]; a used element is such a pair.
+    /// Loads an entry at `offset`, each of its words single-copy atomic, relaxed.
+    /// `None` if it does not lie in the slice or is not aligned to 8 bytes.
     #[inline(always)]
-    pub fn store_u32_pair(&self, offset: usize, values: (u32, u32)) -> Option<()> {
-        let words = self.word::<[u32; 2]>(offset)?.cast::<u32>();
-        // SAFETY: `word` checked bounds and alignment of both; the memory is live for 'm.
-        let first = unsafe { AtomicU32::from_ptr(words) };
-        let second = words.wrapping_add(1);
-        // SAFETY: as above; `wrapping_add` stayed inside the checked pair.
-        let second = unsafe { AtomicU32::from_ptr(second) };
-        first.store(values.0.to_le(), Ordering::Relaxed);
-        second.store(values.1.to_le(), Ordering::Relaxed);
-        Some(())
+    pub fn load_entry(&self, offset: usize) -> Option<Entry> {
+        let words = self.word::<[u64; 2]>(offset)?;
+        // SAFETY: `word` checked bounds and alignment; the memory is live for 'm.
+        let entry = unsafe { load_entry(words.cast()) };
+        #[cfg(test)]
+        super::testing::loaded(self, offset, size_of::<[u64; 2]>());
+        Some(entry)
+    }
+
+    /// The slice as a table of entries. `None` if it is not aligned to 8 bytes, or ends in the
+    /// middle of an entry.
+    pub fn table(&self) -> Option<SharedTable<'m>> {
+        let aligned = self.base.addr().get().is_multiple_of(align_of::<[u64; 2]>());
+        let whole = self.len.is_multiple_of(size_of::<[u64; 2]>());
+        (aligned && whole).then_some(SharedTable { slice: *self })
+    }
+
+    /// The `count` elements of type `T` at `offset`, to be accessed round and round. `None` if they
+    /// do not lie in the slice, are not naturally aligned, or `count` is not a power of two.
+    pub fn ring<T>(&self, offset: usize, count: usize) -> Option<SharedRing<'m, T>> {
+        let slice = self.subslice(offset, count.checked_mul(size_of::<T>())?)?;
+        let aligned = slice.base.addr().get().is_multiple_of(align_of::<T>());
+        let mask = count.is_power_of_two().then(|| count - 1)?;
+        aligned.then_some(SharedRing { slice, mask, element: PhantomData })
     }
 
     /// Copies the bytes at `offset` into `out`.
@@ -313,6 +320,165 @@ impl<'m> SharedSlice<'m> {
         let word = unsafe { self.base.add(offset) };
         // SAFETY: `new` promised memory that is valid for atomics for 'm; the caller, alignment.
         unsafe { AtomicU64::from_ptr(word.as_ptr().cast::<u64>()) }
+    }
+}
+
+/// Loads the words of an entry, each once.
+///
+/// # Safety
+/// `words` points to 16 bytes that are valid for atomic access, aligned to 8.
+#[inline(always)]
+unsafe fn load_entry(words: *mut u64) -> Entry {
+    // SAFETY: as the caller promises.
+    let first = unsafe { AtomicU64::from_ptr(words) };
+    let halves = words.wrapping_add(1).cast::<u32>();
+    // SAFETY: as the caller promises; `wrapping_add` stayed inside the 16 bytes.
+    let low = unsafe { AtomicU32::from_ptr(halves) };
+    // SAFETY: as above.
+    let high = unsafe { AtomicU32::from_ptr(halves.wrapping_add(1)) };
+    Entry {
+        first: u64::from_le(first.load(Ordering::Relaxed)),
+        low: u32::from_le(low.load(Ordering::Relaxed)),
+        high: u32::from_le(high.load(Ordering::Relaxed)),
+    }
+}
+
+/// An entry of a [`SharedTable`], in this order: 16 bytes, as virtqueue descriptors have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Entry {
+    /// The word of 8 bytes.
+    pub first: u64,
+    /// The word of 4 bytes after it.
+    pub low: u32,
+    /// The last word of 4 bytes.
+    pub high: u32,
+}
+
+/// Shared memory as a table of entries, whose alignment was checked once: an access checks only the
+/// index.
+#[derive(Clone, Copy)]
+pub struct SharedTable<'m> {
+    /// Aligned to 8 bytes; the length is a multiple of 16.
+    slice: SharedSlice<'m>,
+}
+
+impl SharedTable<'_> {
+    /// The entry at `index`, if it is in the table.
+    #[inline(always)]
+    fn entry(&self, index: u32) -> Option<*mut u64> {
+        let offset = index as usize * size_of::<[u64; 2]>();
+        if offset >= self.slice.len {
+            return None;
+        }
+        // SAFETY: offset < len, so the pointer stays inside the owned range.
+        let entry = unsafe { self.slice.base.add(offset) };
+        Some(entry.as_ptr().cast())
+    }
+
+    /// Loads the entry at `index`, each of its words single-copy atomic, relaxed. `None` if it is
+    /// not in the table.
+    #[inline(always)]
+    pub fn load(&self, index: u32) -> Option<Entry> {
+        // SAFETY: the entry begins before the end of a whole number of entries that are aligned to
+        // 8 bytes; the memory is live for 'm.
+        let entry = self.entry(index).map(|words| unsafe { load_entry(words) });
+        #[cfg(test)]
+        self.loaded(index, 0, size_of::<[u64; 2]>());
+        entry
+    }
+
+    /// Tells the tests what of the entry at `index` was loaded, if there is one.
+    #[cfg(test)]
+    fn loaded(&self, index: u32, from: usize, len: usize) {
+        if self.entry(index).is_some() {
+            let offset = index as usize * size_of::<[u64; 2]>() + from;
+            super::testing::loaded(&self.slice, offset, len);
+        }
+    }
+
+    /// Loads the last word of the entry at `index` only.
+    #[inline(always)]
+    pub fn load_high(&self, index: u32) -> Option<u32> {
+        let high = self.entry(index)?.cast::<u32>().wrapping_add(3);
+        // SAFETY: as in `load`; the word is the last of the 16 bytes.
+        let high = unsafe { AtomicU32::from_ptr(high) };
+        let high = u32::from_le(high.load(Ordering::Relaxed));
+        #[cfg(test)]
+        self.loaded(index, 12, 4);
+        Some(high)
+    }
+
+    /// Loads the first two words of the entry at `index` only.
+    #[inline(always)]
+    pub fn load_first_and_low(&self, index: u32) -> Option<(u64, u32)> {
+        let words = self.entry(index)?;
+        // SAFETY: as in `load`.
+        let first = unsafe { AtomicU64::from_ptr(words) };
+        // SAFETY: as in `load`; the word is inside the 16 bytes.
+        let low = unsafe { AtomicU32::from_ptr(words.wrapping_add(1).cast()) };
+        let first = u64::from_le(first.load(Ordering::Relaxed));
+        let low = u32::from_le(low.load(Ordering::Relaxed));
+        #[cfg(test)]
+        self.loaded(index, 0, 12);
+        Some((first, low))
+    }
+
+    /// Stores the last two words of the entry at `index` as one: `low` is its lower half.
+    /// `None`, and no effect, if it is not in the table.
+    #[inline(always)]
+    pub fn store_low_and_high(&self, index: u32, value: u64) -> Option<()> {
+        let second = self.entry(index)?.wrapping_add(1);
+        // SAFETY: as in `load`; the word is the second of the two.
+        let second = unsafe { AtomicU64::from_ptr(second) };
+        second.store(value.to_le(), Ordering::Relaxed);
+        Some(())
+    }
+}
+
+/// Shared memory as a ring of 2^n elements of type `T`, whose bounds and alignment were checked
+/// once: any index is one of the ring, modulo its size.
+#[derive(Clone, Copy)]
+pub struct SharedRing<'m, T> {
+    /// Exactly the elements, naturally aligned.
+    slice: SharedSlice<'m>,
+    /// The number of elements, a power of two, less 1.
+    mask: usize,
+    element: PhantomData<T>,
+}
+
+impl<T> SharedRing<'_, T> {
+    #[inline(always)]
+    fn element(&self, index: u16) -> *mut T {
+        let elements = self.slice.base.as_ptr().cast::<T>();
+        // SAFETY: a masked index is at most the last element's.
+        unsafe { elements.add(usize::from(index) & self.mask) }
+    }
+}
+
+impl SharedRing<'_, u16> {
+    /// Loads the element at `index`, single-copy atomic, relaxed.
+    #[inline(always)]
+    pub fn load(&self, index: u16) -> u16 {
+        // SAFETY: an element is in bounds and aligned; the memory is live for 'm.
+        let element = unsafe { AtomicU16::from_ptr(self.element(index)) };
+        let element = u16::from_le(element.load(Ordering::Relaxed));
+        #[cfg(test)]
+        super::testing::loaded(&self.slice, 2 * (usize::from(index) & self.mask), 2);
+        element
+    }
+}
+
+impl SharedRing<'_, [u32; 2]> {
+    /// Stores both words of the element at `index`, each single-copy atomic, relaxed, in no
+    /// particular order.
+    #[inline(always)]
+    pub fn store(&self, index: u16, [first, second]: [u32; 2]) {
+        let words = self.element(index).cast::<u32>();
+        // SAFETY: an element is in bounds and aligned; the memory is live for 'm.
+        unsafe { AtomicU32::from_ptr(words) }.store(first.to_le(), Ordering::Relaxed);
+        // SAFETY: as above; the word is the second of the two.
+        let place = unsafe { AtomicU32::from_ptr(words.wrapping_add(1)) };
+        place.store(second.to_le(), Ordering::Relaxed);
     }
 }
 

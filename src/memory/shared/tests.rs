@@ -115,14 +115,62 @@ fn words_are_little_endian_aligned_and_inside() {
     assert_eq!(slice.load_u16(1), None);
     assert_eq!(slice.load_u32(LEN - 2), None);
     assert_eq!(slice.load_u64(usize::MAX - 3), None);
-    assert_eq!(slice.load_u64_pair(48), Some((0x3736_3534_3332_3130, 0x3F3E_3D3C_3B3A_3938)));
-    assert_eq!(slice.load_u64_pair(52), None);
-    assert_eq!(slice.load_u64_pair(56), None);
-    assert_eq!(slice.store_u32_pair(4, (0x0403_0201, 0x0807_0605)), Some(()));
-    assert_eq!(slice.load_u64(0), Some(0x0403_0201_0302_0100));
-    assert_eq!(slice.load_u64(8), Some(0x0F0E_0D0C_0807_0605));
-    assert_eq!(slice.store_u32_pair(6, (0, 0)), None);
-    assert_eq!(slice.store_u32_pair(60, (0, 0)), None);
+}
+
+#[test]
+fn entries_are_little_endian_aligned_and_inside() {
+    let ram = HostRam::new(LEN);
+    let slice = numbered(&ram);
+    let last = Entry { first: 0x3736_3534_3332_3130, low: 0x3B3A_3938, high: 0x3F3E_3D3C };
+    assert_eq!(slice.load_entry(48), Some(last));
+    assert_eq!(slice.load_entry(52), None);
+    assert_eq!(slice.load_entry(56), None);
+    let table = slice.table().unwrap();
+    assert_eq!(table.load(3), Some(last));
+    assert_eq!(table.load_high(3), Some(last.high));
+    assert_eq!(table.load_first_and_low(3), Some((last.first, last.low)));
+    assert_eq!(table.store_low_and_high(2, 0x0807_0605_0403_0201), Some(()));
+    assert_eq!(slice.load_u64(40), Some(0x0807_0605_0403_0201));
+    for beyond in [4, u32::MAX] {
+        assert_eq!(table.load(beyond), None);
+        assert_eq!(table.load_high(beyond), None);
+        assert_eq!(table.load_first_and_low(beyond), None);
+        assert_eq!(table.store_low_and_high(beyond, 0), None);
+    }
+    assert!(slice.subslice(0, 40).unwrap().table().is_none());
+    assert!(slice.subslice(4, 48).unwrap().table().is_none());
+}
+
+#[test]
+fn a_ring_goes_round_inside_of_its_slice() {
+    let ram = HostRam::new(LEN);
+    let slice = numbered(&ram);
+    let ring = slice.ring::<u16>(2, 4).unwrap();
+    for index in [1, 5, u16::MAX - 2] {
+        assert_eq!(ring.load(index), 0x0504);
+    }
+    let pairs = slice.ring::<[u32; 2]>(4, 2).unwrap();
+    pairs.store(3, [0x0403_0201, 0x0807_0605]);
+    assert_eq!(slice.load_u32(12), Some(0x0403_0201));
+    assert_eq!(slice.load_u32(16), Some(0x0807_0605));
+    assert_eq!(slice.load_u32(20), Some(0x1716_1514));
+    for (offset, count) in [(1, 4), (2, 3), (2, 0), (2, 32), (LEN, 1), (2, usize::MAX)] {
+        assert!(slice.ring::<u16>(offset, count).is_none());
+    }
+}
+
+#[test]
+fn a_subslice_for_hot_paths_is_the_usual_one_unless_it_is_empty() {
+    let ram = HostRam::new(LEN);
+    let slice = numbered(&ram);
+    let offsets = (0..LEN as u64 + 3).chain([1 << 63, u64::MAX - 1, u64::MAX]);
+    for offset in offsets {
+        for len in (0..LEN as u32 + 3).chain([u32::MAX]) {
+            let usual = slice.subslice(offset as usize, len as usize).filter(|it| !it.is_empty());
+            let place = |it: SharedSlice<'_>| (it.base, it.pa(), it.len());
+            assert_eq!(slice.nonempty(offset, len).map(place), usual.map(place));
+        }
+    }
 }
 
 #[test]

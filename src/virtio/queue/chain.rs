@@ -1,7 +1,7 @@
 //! A descriptor chain, validated whole before a device sees any of it.
 
 use super::QueueError;
-use crate::memory::{GuestMemory, Ipa, SharedSlice};
+use crate::memory::{Entry, GuestMemory, Ipa, SharedSlice};
 use crate::virtio::buffer::{Reader, Writer};
 
 /// The most buffers one chain may have. A direct chain of a queue of up to this size always fits;
@@ -17,15 +17,15 @@ pub struct Head {
     id: u16,
     /// Descriptors of the ring the chain takes up; the packed ring skips as many (2.8.6).
     descriptors: u16,
-    /// The chain has a writable part.
-    writable: bool,
+    /// 1 if the chain has a writable part. No bool, whose spare values would mark what is no head.
+    writable: u16,
 }
 
 impl Head {
     /// A chain of `descriptors` descriptors of the ring, at least 1.
     #[inline(always)]
     pub(super) fn new(id: u16, descriptors: u16, writable: bool) -> Self {
-        Self { id, descriptors, writable }
+        Self { id, descriptors, writable: writable.into() }
     }
 
     /// The driver's name for the chain: the index of its first descriptor (split), or the buffer ID
@@ -40,48 +40,49 @@ impl Head {
         self.descriptors
     }
 
+    /// Whether the chain has a writable part.
     #[inline(always)]
     pub(super) const fn is_writable(self) -> bool {
-        self.writable
+        self.writable != 0
     }
 }
 
 /// Bytes in a descriptor, of either ring.
 pub(super) const DESCRIPTOR: usize = 16;
 
-/// A descriptor of either ring, read once: the address, and the other fields in one word.
+/// A descriptor of either ring, each field read once. The last word has the flags and what else the
+/// ring's kind keeps there.
 #[derive(Clone, Copy)]
 pub(super) struct Descriptor {
     pub(super) address: u64,
-    pub(super) rest: u64,
+    pub(super) len: u32,
+    pub(super) last: u32,
+}
+
+impl From<Entry> for Descriptor {
+    #[inline(always)]
+    fn from(entry: Entry) -> Self {
+        Self { address: entry.first, len: entry.low, last: entry.high }
+    }
 }
 
 impl Descriptor {
-    /// Reads the descriptor at `index`. The table is exactly as long as its descriptors, so its
-    /// bounds are the index's.
+    /// Reads the descriptor at `index` of an indirect table, which is exactly as long as its
+    /// descriptors but need not be aligned.
     #[inline(always)]
-    pub(super) fn read(table: &SharedSlice<'_>, index: u16) -> Result<Self, QueueError> {
-        match table.load_u64_pair(usize::from(index) * DESCRIPTOR) {
-            Some((address, rest)) => Ok(Self { address, rest }),
+    pub(super) fn read_indirect(table: &SharedSlice<'_>, index: u16) -> Option<Self> {
+        match table.load_entry(usize::from(index) * DESCRIPTOR) {
+            Some(entry) => Some(entry.into()),
             None => Self::read_unaligned(table, index),
         }
     }
 
-    /// An indirect table need not be aligned.
     #[cold]
-    fn read_unaligned(table: &SharedSlice<'_>, index: u16) -> Result<Self, QueueError> {
+    fn read_unaligned(table: &SharedSlice<'_>, index: u16) -> Option<Self> {
         let mut words = [[0; 8]; 2];
-        table
-            .read_bytes(usize::from(index) * DESCRIPTOR, words.as_flattened_mut())
-            .ok_or(QueueError::DescriptorIndex)?;
+        table.read_bytes(usize::from(index) * DESCRIPTOR, words.as_flattened_mut())?;
         let [address, rest] = words.map(u64::from_le_bytes);
-        Ok(Self { address, rest })
-    }
-
-    /// The length of the buffer.
-    #[inline(always)]
-    pub(super) fn len(self) -> u32 {
-        self.rest as u32
+        Some(Self { address, len: rest as u32, last: (rest >> 32) as u32 })
     }
 }
 
@@ -107,39 +108,36 @@ pub struct ChainBuffer<'m> {
 pub(super) struct Extent {
     segments: usize,
     bytes: u64,
-    /// The readable segments and their bytes, once a writable one has been seen.
-    readable: (usize, u64),
-    writable: bool,
+    /// The readable segments and their bytes, once a writable descriptor has been seen; until then
+    /// more than there can be.
+    readable: usize,
+    readable_bytes: u64,
 }
 
 impl Extent {
     /// No segments.
     pub(super) const EMPTY: Extent =
-        Extent { segments: 0, bytes: 0, readable: (0, 0), writable: false };
+        Extent { segments: 0, bytes: 0, readable: usize::MAX, readable_bytes: u64::MAX };
 
-    /// Whether a writable segment has been seen.
+    /// Whether a writable descriptor has been seen.
     #[inline(always)]
     pub(super) fn is_writable(&self) -> bool {
-        self.writable
+        self.readable != usize::MAX
     }
 
     /// From here on segments are writable.
     #[inline(always)]
     pub(super) fn begin_writable(&mut self) {
-        self.readable = (self.segments, self.bytes);
-        self.writable = true;
+        self.readable = self.segments;
+        self.readable_bytes = self.bytes;
     }
 
-    /// The last descriptor has been added.
+    /// Adds a segment of `len` bytes.
     #[inline(always)]
-    pub(super) fn finish(&mut self) -> Result<(), QueueError> {
-        if self.bytes > MAX_CHAIN_BYTES {
-            return Err(QueueError::ChainTooLong);
-        }
-        if !self.writable {
-            self.readable = (self.segments, self.bytes);
-        }
-        Ok(())
+    fn grow(&mut self, len: u32) {
+        self.segments += 1;
+        // No overflow: there are at most 2^15 descriptors, and lengths have 32 bits.
+        self.bytes += u64::from(len);
     }
 }
 
@@ -150,6 +148,8 @@ impl<'m> ChainBuffer<'m> {
     }
 
     /// Adds the `len` bytes at `address`. A buffer of no bytes is nothing.
+    ///
+    /// Of a chain that has too many, the first are overwritten, and [`Self::chain`] refuses it.
     #[inline(always)]
     pub(super) fn add(
         &mut self,
@@ -158,45 +158,58 @@ impl<'m> ChainBuffer<'m> {
         address: u64,
         len: u32,
     ) -> Result<(), QueueError> {
-        if len == 0 {
-            return Ok(());
+        let segment = match memory.slice_of_first(Ipa::new(address), len) {
+            Some(segment) => segment,
+            None => match unusual(memory, address, len)? {
+                Some(segment) => segment,
+                None => return Ok(()),
+            },
+        };
+        if let Some(slot) = self.segments.get_mut(extent.segments & (MAX_SEGMENTS - 1)) {
+            *slot = segment;
         }
-        let slot = self.segments.get_mut(extent.segments).ok_or(QueueError::ChainTooLong)?;
-        match memory.slice_of_first(Ipa::new(address), len as usize) {
-            Some(segment) => *slot = segment,
-            None => add_elsewhere(slot, memory, address, len)?,
-        }
-        extent.segments += 1;
-        // No overflow: there are at most MAX_SEGMENTS lengths of 32 bits.
-        extent.bytes += u64::from(len);
+        extent.grow(len);
         Ok(())
     }
 
-    /// The chain that was added: as far as `extent`, of `descriptors` descriptors of the ring.
+    /// The chain that was added: as far as `extent`.
+    ///
+    /// # Errors
+    /// If it has too many segments or bytes.
     #[inline(always)]
-    pub(super) fn chain(&mut self, extent: Extent, id: u16, descriptors: u16) -> Chain<'_, 'm> {
-        let Extent { segments, bytes, readable: (readable, readable_bytes), writable } = extent;
-        let segments = self.segments.get_mut(..segments).unwrap_or_default();
-        let (readable, rest) = segments.split_at_mut_checked(readable).unwrap_or_default();
-        Chain {
-            head: Head::new(id, descriptors, writable),
-            readable: Reader::new(readable, readable_bytes as usize),
-            writable: Writer::new(rest, (bytes - readable_bytes) as usize),
+    pub(super) fn chain(
+        &mut self,
+        extent: Extent,
+        head: Head,
+    ) -> Result<Chain<'_, 'm>, QueueError> {
+        let count = extent.segments;
+        if count > MAX_SEGMENTS || extent.bytes > MAX_CHAIN_BYTES {
+            return Err(QueueError::ChainTooLong);
         }
+        let readable_count = extent.readable.min(count);
+        let readable_bytes = extent.readable_bytes.min(extent.bytes);
+        let segments = self.segments.get_mut(..count).unwrap_or_default();
+        let (readable, rest) = segments.split_at_mut_checked(readable_count).unwrap_or_default();
+        Ok(Chain {
+            head,
+            readable: Reader::new(readable, readable_bytes as usize),
+            writable: Writer::new(rest, (extent.bytes - readable_bytes) as usize),
+        })
     }
 }
 
-/// As [`ChainBuffer::add`] into `slot`, for what is not in the first region: out of the way, so that
-/// the usual case stays in registers.
+/// The `len` bytes at `address` if they are not in the first region, or nothing if they are none:
+/// out of the way, so that the usual case stays in registers.
 #[cold]
-fn add_elsewhere<'m>(
-    slot: &mut SharedSlice<'m>,
+fn unusual<'m>(
     memory: &GuestMemory<'m>,
     address: u64,
     len: u32,
-) -> Result<(), QueueError> {
-    *slot = memory.slice_of_any(Ipa::new(address), len as usize).map_err(QueueError::Buffer)?;
-    Ok(())
+) -> Result<Option<SharedSlice<'m>>, QueueError> {
+    if len == 0 {
+        return Ok(None);
+    }
+    memory.slice(Ipa::new(address), len as usize).map(Some).map_err(QueueError::Buffer)
 }
 
 impl Default for ChainBuffer<'_> {

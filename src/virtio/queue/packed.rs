@@ -6,7 +6,7 @@
 //! its AVAIL and USED flags and the lap, whose parity each side keeps as a wrap counter (2.8.1).
 //!
 //! # What is believed
-//! A descriptor is read once: the address in one load, and length, buffer ID and flags in another.
+//! Each field of a descriptor is read once; the flags and the buffer ID in one load.
 //! Flags that flip afterwards have no effect. A list ends where its NEXT flags say, but is never
 //! longer than what the device does not work on already; so it cannot run into its own beginning,
 //! nor into descriptors of lists in flight. All of its descriptors must be available in their lap
@@ -16,9 +16,9 @@
 //! As for the split ring ([`split`](super::split)), thread fences order what device and driver see
 //! of each other:
 //! 1. The flags of a list's first descriptor are read before all else of it; the driver writes them
-//!    last, after a barrier (2.8.13.1, 2.8.21): an acquire fence. Length and ID of that descriptor
-//!    come with the flags, in one single-copy atomic load of 8 bytes, so they are not older: a load
-//!    that saw the flags and missed what was written before them would have happened at two times.
+//!    last, after a barrier (2.8.13.1, 2.8.21): an acquire fence. The ID comes with the flags, in
+//!    one single-copy atomic load of 4 bytes, so it is not older: a load that saw the flags and
+//!    missed what was written before them would have happened at two times.
 //! 2. Used descriptors, and all that the device wrote to buffers, come before the flags that show
 //!    the first of them: a release fence. The driver looks at one place only, where it expects the
 //!    next used descriptor (2.8.2); so of a batch all but the first are written at once, and the
@@ -32,21 +32,17 @@ use core::sync::atomic::{Ordering, fence};
 
 use super::chain::{Chain, ChainBuffer, DESCRIPTOR, Descriptor, Extent, MAX_SEGMENTS};
 use super::{Areas, Head, QueueError, passes};
-use crate::memory::{GuestMemory, Ipa, SharedSlice};
+use crate::memory::{GuestMemory, Ipa, SharedSlice, SharedTable};
 use crate::virtio::Features;
 
-// Flags, where they are in the second word of a descriptor: above the length and the buffer ID.
-const NEXT: u64 = 1 << 48;
-const WRITE: u64 = 2 << 48;
-const INDIRECT: u64 = 4 << 48;
-const AVAIL: u64 = 1 << 55;
-const USED: u64 = 1 << 63;
+// Flags, where they are in the last word of a descriptor: above the buffer ID.
+const NEXT: u32 = 1 << 16;
+const WRITE: u32 = 2 << 16;
+const INDIRECT: u32 = 4 << 16;
+const AVAIL: u32 = 1 << 23;
+const USED: u32 = 1 << 31;
 /// Whose a descriptor is.
-const OWNER: u64 = AVAIL | USED;
-/// Position of the buffer ID in that word.
-const ID_SHIFT: u32 = 32;
-/// Offset of that word in a descriptor.
-const REST: usize = 8;
+const OWNER: u32 = AVAIL | USED;
 
 /// Size of an event suppression structure (2.8.14).
 const EVENT: usize = 4;
@@ -64,7 +60,7 @@ struct Position {
     index: u32,
     /// Of an available descriptor the flag AVAIL or USED, of a used one both or none (2.8.1): both
     /// change with every lap.
-    owner: u64,
+    owner: u32,
 }
 
 impl Position {
@@ -72,17 +68,6 @@ impl Position {
     const FIRST_AVAILABLE: Position = Position { index: 0, owner: AVAIL };
     /// Where the first used descriptor is.
     const FIRST_USED: Position = Position { index: 0, owner: OWNER };
-
-    /// One descriptor on.
-    #[inline(always)]
-    fn next(&mut self, size: u32) {
-        self.index += 1;
-        if self.index == size {
-            seldom();
-            self.index = 0;
-            self.owner ^= OWNER;
-        }
-    }
 
     /// `count` descriptors on, at most `size`.
     #[inline(always)]
@@ -105,12 +90,6 @@ impl Position {
         self.index -= count;
     }
 
-    /// Offset of the descriptor in the ring.
-    #[inline(always)]
-    fn offset(self) -> usize {
-        self.index as usize * DESCRIPTOR
-    }
-
     /// The wrap counter.
     #[inline(always)]
     fn wrap(self) -> bool {
@@ -128,9 +107,19 @@ impl Position {
 #[cold]
 fn seldom() {}
 
+/// Where a list ends.
+struct End {
+    /// The last word of the last descriptor, with the buffer ID (2.8.6).
+    last: u32,
+    /// The place of that descriptor.
+    place: Position,
+    /// Descriptors that are not in flight with the list taken.
+    left: u32,
+}
+
 /// A packed virtqueue that is enabled: its areas are resolved, its size is 1 to 2^15.
 pub(super) struct PackedRing<'m> {
-    ring: SharedSlice<'m>,
+    ring: SharedTable<'m>,
     /// Read only.
     driver_event: SharedSlice<'m>,
     /// Written only.
@@ -146,18 +135,20 @@ pub(super) struct PackedRing<'m> {
     next_available: Position,
     /// Where the next used descriptor goes.
     next_used: Position,
-    /// Descriptors between the two: the device has taken and not used them.
-    taken: u32,
-    /// Lists taken and not completed.
-    outstanding: u32,
+    /// Descriptors that are not between the two, where those are that the device has taken and not
+    /// used.
+    free: u32,
+    /// Lists taken, and lists completed; both wrap.
+    popped: u32,
+    completed: u32,
+    /// `popped` at the end of the batch.
+    batch_end: u32,
     /// Descriptors of the list taken last.
     last: u32,
-    /// The first used descriptor that is not published: its offset, and its second word.
-    unpublished: (usize, u64),
+    /// The first used descriptor that is not published: its index, and its second word.
+    unpublished: (u32, u64),
     /// Descriptors used since the last time something was published.
     used: u32,
-    /// Lists that may still be taken in this batch.
-    budget: u32,
     /// Lists were left that no notification will announce.
     leftover: bool,
 }
@@ -176,7 +167,7 @@ impl<'m> PackedRing<'m> {
         let lengths = [usize::from(size) * DESCRIPTOR, EVENT, EVENT];
         let [ring, driver_event, device_event] = areas.resolve([16, 4, 4], lengths, memory)?;
         Ok(Self {
-            ring,
+            ring: ring.table().ok_or(QueueError::Inaccessible)?,
             driver_event,
             device_event,
             size: size.into(),
@@ -186,12 +177,13 @@ impl<'m> PackedRing<'m> {
             armed_at: None,
             next_available: Position::FIRST_AVAILABLE,
             next_used: Position::FIRST_USED,
-            taken: 0,
-            outstanding: 0,
+            free: size.into(),
+            popped: 0,
+            completed: 0,
+            batch_end: size.into(),
             last: 0,
             unpublished: (0, 0),
             used: 0,
-            budget: size.into(),
             leftover: false,
         })
     }
@@ -199,7 +191,7 @@ impl<'m> PackedRing<'m> {
     /// Allows another [`Self::size`] lists to be taken.
     #[inline(always)]
     pub(super) fn begin_batch(&mut self) {
-        self.budget = self.size;
+        self.batch_end = self.popped.wrapping_add(self.size);
     }
 
     #[inline(always)]
@@ -214,7 +206,7 @@ impl<'m> PackedRing<'m> {
 
     #[inline(always)]
     pub(super) fn outstanding(&self) -> u16 {
-        self.outstanding as u16
+        self.popped.wrapping_sub(self.completed) as u16
     }
 
     /// Takes the next list, validated whole. `None` if there is none, or the batch is used up.
@@ -224,68 +216,67 @@ impl<'m> PackedRing<'m> {
         memory: &GuestMemory<'m>,
         buffer: &'c mut ChainBuffer<'m>,
     ) -> Result<Option<Chain<'c, 'm>>, QueueError> {
-        let Some(budget) = self.budget.checked_sub(1) else {
+        if self.popped == self.batch_end {
             self.leftover = true;
             return Ok(None);
-        };
-        let place = self.ring.subslice(self.next_available.offset(), DESCRIPTOR);
-        let place = place.ok_or(QueueError::Inaccessible)?;
-        let mut rest = place.load_u64(REST).ok_or(QueueError::Inaccessible)?;
-        if rest & OWNER != self.next_available.owner {
-            match self.refresh(&place)? {
-                Some(available) => rest = available,
+        }
+        let place = self.next_available;
+        let mut last = self.load_flags(place)?;
+        if last & OWNER != place.owner {
+            match self.refresh()? {
+                Some(available) => last = available,
                 None => {
                     self.leftover = false;
                     return Ok(None);
                 }
             }
         }
-        if self.taken == self.size {
-            // The ring is full of lists in flight; this is one of their descriptors.
-            return Err(QueueError::AvailableIndex);
-        }
-        self.budget = budget;
+        // If the ring is full of lists in flight, this is one of their descriptors.
+        let left = self.free.checked_sub(1).ok_or(QueueError::AvailableIndex)?;
         // Ordering 1.
         fence(Ordering::Acquire);
-        let address = place.load_u64(0).ok_or(QueueError::Inaccessible)?;
-        let first = Descriptor { address, rest };
+        let rest = self.ring.load_first_and_low(place.index);
+        let (address, len) = rest.ok_or(QueueError::Inaccessible)?;
+        let first = Descriptor { address, len, last };
         let mut extent = Extent::EMPTY;
-        let mut descriptors = 1;
-        let mut last = rest;
-        if rest & INDIRECT == 0 {
-            last = self.walk(first, &mut extent, &mut descriptors, memory, buffer)?;
+        let mut end = End { last, place, left };
+        if last & INDIRECT == 0 {
+            self.walk(first, &mut end, &mut extent, memory, buffer)?;
         } else {
             // One of its own: the other one can stay in registers.
             let mut table = Extent::EMPTY;
             self.walk_indirect(first, &mut table, memory, buffer)?;
             extent = table;
         }
-        let id = (last >> ID_SHIFT) as u16;
-        self.next_available.advance(descriptors, self.size);
-        self.taken += descriptors;
-        self.outstanding += 1;
+        let descriptors = self.free - end.left;
+        let head = Head::new(end.last as u16, descriptors as u16, extent.is_writable());
+        let chain = buffer.chain(extent, head)?;
+        end.place.advance(1, self.size);
+        self.next_available = end.place;
+        self.free = end.left;
+        self.popped = self.popped.wrapping_add(1);
         self.last = descriptors;
-        Ok(Some(buffer.chain(extent, id, descriptors as u16)))
+        Ok(Some(chain))
     }
 
-    /// Undoes the last [`Self::pop`]: the list has had no effect, and is taken again later.
+    /// Undoes the last [`Self::pop`]; the list has had no effect, and is taken again later.
     #[inline]
     pub(super) fn put_back(&mut self) {
-        if let Some(taken) = self.taken.checked_sub(self.last)
-            && self.last != 0
-        {
-            self.taken = taken;
+        if self.last != 0 && self.last <= self.size - self.free {
+            self.free += self.last;
             self.next_available.go_back(self.last, self.size);
-            self.outstanding -= 1;
+            self.popped = self.popped.wrapping_sub(1);
+            // The batch has had it nevertheless.
+            self.batch_end = self.batch_end.wrapping_sub(1);
             self.last = 0;
         }
         self.leftover = true;
     }
 
-    /// Nothing is available: makes the driver notify of its next addition. The second word of the
+    /// Nothing is available: makes the driver notify of its next addition. The last word of the
     /// next descriptor if there is one after all.
-    #[inline]
-    fn refresh(&mut self, place: &SharedSlice<'_>) -> Result<Option<u64>, QueueError> {
+    #[inline(never)]
+    fn refresh(&mut self) -> Result<Option<u32>, QueueError> {
         let next = self.next_available;
         if !self.notifications || !self.event_idx || self.armed_at == Some(next) {
             // Without EVENT_IDX notifications were on all the time, or are not wanted; with it, the
@@ -296,54 +287,69 @@ impl<'m> PackedRing<'m> {
         self.armed_at = Some(next);
         // Ordering 3: the driver may have added a list before it could see the request.
         fence(Ordering::SeqCst);
-        let rest = place.load_u64(REST).ok_or(QueueError::Inaccessible)?;
-        Ok((rest & OWNER == next.owner).then_some(rest))
+        let last = self.load_flags(next)?;
+        Ok((last & OWNER == next.owner).then_some(last))
     }
 
-    /// Fills `buffer` from the list that begins with `first`. Gives the second word of its last
-    /// descriptor, where the buffer ID is (2.8.6).
+    /// The word with the flags of the descriptor at `place`.
+    #[inline(always)]
+    fn load_flags(&self, place: Position) -> Result<u32, QueueError> {
+        self.ring.load_high(place.index).ok_or(QueueError::Inaccessible)
+    }
+
+    /// Fills `buffer` from the list that begins with `first`, where `end` is; moves `end` to its
+    /// last descriptor.
     #[inline(always)]
     fn walk(
         &self,
         first: Descriptor,
+        end: &mut End,
         extent: &mut Extent,
-        descriptors: &mut u32,
         memory: &GuestMemory<'m>,
         buffer: &mut ChainBuffer<'m>,
-    ) -> Result<u64, QueueError> {
+    ) -> Result<(), QueueError> {
         let mut descriptor = first;
-        let mut at = self.next_available;
-        // What WRITE and INDIRECT must be: a list changes from readable to writable once.
-        let mut kind = 0;
-        // What is not taken already; at least 1.
-        let most = self.size - self.taken;
+        // What OWNER, WRITE and INDIRECT must be: a list changes from readable to writable once.
+        let mut kind = end.place.owner;
         loop {
-            if descriptor.rest & (OWNER | WRITE | INDIRECT) != at.owner | kind {
-                if descriptor.rest & OWNER != at.owner {
+            if descriptor.last & (OWNER | WRITE | INDIRECT) != kind {
+                if (descriptor.last ^ kind) & OWNER != 0 {
                     return Err(QueueError::NotAvailable);
                 }
-                if descriptor.rest & INDIRECT != 0 {
+                if descriptor.last & INDIRECT != 0 {
                     // A list is of one kind (2.8.5).
                     return Err(QueueError::Indirect);
                 }
-                if kind != 0 {
+                if kind & WRITE != 0 {
                     return Err(QueueError::ReadableAfterWritable);
                 }
-                kind = WRITE;
+                kind |= WRITE;
                 extent.begin_writable();
             }
-            buffer.add(extent, memory, descriptor.address, descriptor.len())?;
-            if descriptor.rest & NEXT == 0 {
-                extent.finish()?;
-                return Ok(descriptor.rest);
+            buffer.add(extent, memory, descriptor.address, descriptor.len)?;
+            if descriptor.last & NEXT == 0 {
+                break;
             }
-            if *descriptors == most {
+            if end.left == 0 {
                 return Err(QueueError::ChainTooLong);
             }
-            *descriptors += 1;
-            at.next(self.size);
-            descriptor = Descriptor::read(&self.ring, at.index as u16)?;
+            end.left -= 1;
+            end.place.index += 1;
+            let entry = match self.ring.load(end.place.index) {
+                Some(entry) => entry,
+                None => {
+                    // The table is the ring: its end is where the lap ends.
+                    seldom();
+                    end.place.index = 0;
+                    kind ^= OWNER;
+                    self.ring.load(0).ok_or(QueueError::Inaccessible)?
+                }
+            };
+            descriptor = entry.into();
         }
+        end.last = descriptor.last;
+        end.place.owner = kind & OWNER;
+        Ok(())
     }
 
     /// Adds the descriptors of an indirect table (2.8.7): all of them, one after the other. Flags
@@ -358,8 +364,8 @@ impl<'m> PackedRing<'m> {
         memory: &GuestMemory<'m>,
         buffer: &mut ChainBuffer<'m>,
     ) -> Result<(), QueueError> {
-        let len = descriptor.len() as usize;
-        let alone = descriptor.rest & NEXT == 0;
+        let len = descriptor.len as usize;
+        let alone = descriptor.last & NEXT == 0;
         if !self.indirect || !alone || len == 0 || !len.is_multiple_of(DESCRIPTOR) {
             return Err(QueueError::Indirect);
         }
@@ -370,17 +376,19 @@ impl<'m> PackedRing<'m> {
         let table = Ipa::new(descriptor.address);
         let table = memory.slice(table, len).map_err(QueueError::Buffer)?;
         for index in 0..entries {
-            let descriptor = Descriptor::read(&table, index as u16)?;
-            if descriptor.rest & WRITE != 0 {
+            let Some(descriptor) = Descriptor::read_indirect(&table, index as u16) else {
+                return Err(QueueError::DescriptorIndex);
+            };
+            if descriptor.last & WRITE != 0 {
                 if !extent.is_writable() {
                     extent.begin_writable();
                 }
             } else if extent.is_writable() {
                 return Err(QueueError::ReadableAfterWritable);
             }
-            buffer.add(extent, memory, descriptor.address, descriptor.len())?;
+            buffer.add(extent, memory, descriptor.address, descriptor.len)?;
         }
-        extent.finish()
+        Ok(())
     }
 
     /// The place that available and used descriptors have both come to, the wrap counter above it;
@@ -411,26 +419,34 @@ impl<'m> PackedRing<'m> {
     /// was something to write to.
     #[inline]
     pub(super) fn complete(&mut self, head: Head, written: u32) {
-        if self.outstanding == 0 {
-            // A device that completes more than it took would run over the driver's descriptors.
-            return;
+        let mut descriptors = u32::from(head.descriptors());
+        let mut free = self.free + descriptors;
+        if free > self.size {
+            // Not more than was taken, or places would be skipped that are the driver's.
+            seldom();
+            descriptors = self.size - self.free;
+            free = self.size;
+            if descriptors == 0 {
+                return;
+            }
         }
-        // Not more than was taken, or places would be skipped that are the driver's.
-        let descriptors = u32::from(head.descriptors()).min(self.taken);
         let place = self.next_used;
-        let mut rest = u64::from(head.id()) << ID_SHIFT | place.owner;
+        let mut last = u32::from(head.id()) | place.owner;
+        let mut len = 0;
         if head.is_writable() {
-            rest |= WRITE | u64::from(written);
+            last |= WRITE;
+            len = written;
         }
+        let second = u64::from(last) << 32 | u64::from(len);
         if self.used == 0 {
-            self.unpublished = (place.offset(), rest);
+            self.unpublished = (place.index, second);
         } else {
-            // In bounds: the place is in the ring, which was checked at enable.
-            let _ = self.ring.store_u64(place.offset() + REST, rest);
+            // In bounds: the place is in the ring.
+            let _ = self.ring.store_low_and_high(place.index, second);
         }
         self.next_used.advance(descriptors, self.size);
-        self.taken -= descriptors;
-        self.outstanding -= 1;
+        self.free = free;
+        self.completed = self.completed.wrapping_add(1);
         self.last = 0;
         self.used += descriptors;
     }
@@ -445,8 +461,8 @@ impl<'m> PackedRing<'m> {
         }
         // Ordering 2.
         fence(Ordering::Release);
-        let (offset, rest) = self.unpublished;
-        let _ = self.ring.store_u64(offset + REST, rest);
+        let (index, second) = self.unpublished;
+        let _ = self.ring.store_low_and_high(index, second);
         // Ordering 3.
         fence(Ordering::SeqCst);
         // Both halves in one load: they belong together.

@@ -17,12 +17,14 @@ use core::sync::atomic::{Ordering, fence};
 
 use super::chain::{Chain, ChainBuffer, DESCRIPTOR, Descriptor, Extent, Head, MAX_SEGMENTS};
 use super::{Areas, QueueError, passes};
-use crate::memory::{GuestMemory, Ipa, SharedSlice};
+use crate::memory::{GuestMemory, Ipa, SharedRing, SharedSlice, SharedTable};
 use crate::virtio::Features;
 
-const NEXT: u16 = 1;
-const WRITE: u16 = 2;
-const INDIRECT: u16 = 4;
+// Flags, where they are in the last word of a descriptor: below the index of the next one.
+const NEXT: u32 = 1;
+const WRITE: u32 = 2;
+const INDIRECT: u32 = 4;
+const NEXT_SHIFT: u32 = 16;
 
 /// Offsets in the available and the used ring; the event field follows the entries.
 const FLAGS: usize = 0;
@@ -36,22 +38,12 @@ const NO_INTERRUPT: u16 = 1;
 /// In `used.flags`: the device wants no notifications.
 const NO_NOTIFY: u16 = 1;
 
-/// The index of the descriptor after this one.
-#[inline(always)]
-fn next(descriptor: Descriptor) -> u16 {
-    (descriptor.rest >> 48) as u16
-}
-
-#[inline(always)]
-fn flags(descriptor: Descriptor) -> u16 {
-    (descriptor.rest >> 32) as u16
-}
-
-/// Adds the descriptors from `index` on, at most `limit`: a loop runs out of them. Each is read
-/// once. If the last refers to a table, it is the result, and the chain goes on there.
+/// Adds the descriptors from `index` on, at most `limit` (not 0): a loop runs out of them. `read` reads
+/// each once, if there is such a descriptor. If the last refers to a table, it is the result, and
+/// the chain goes on there.
 #[inline(always)]
 fn walk_table<'m>(
-    table: &SharedSlice<'m>,
+    read: impl Fn(u16) -> Option<Descriptor>,
     index: u16,
     limit: usize,
     extent: &mut Extent,
@@ -61,11 +53,13 @@ fn walk_table<'m>(
     let mut left = limit;
     // What WRITE and INDIRECT must be: a chain changes from readable to writable once.
     let mut kind = if extent.is_writable() { WRITE } else { 0 };
-    let mut descriptor = Descriptor::read(table, index)?;
+    let mut index = index;
     loop {
-        let flags = flags(descriptor);
-        if flags & (WRITE | INDIRECT) != kind {
-            if flags & INDIRECT != 0 {
+        let Some(descriptor) = read(index) else {
+            return Err(QueueError::DescriptorIndex);
+        };
+        if descriptor.last & (WRITE | INDIRECT) != kind {
+            if descriptor.last & INDIRECT != 0 {
                 return Ok(Some(descriptor));
             }
             if kind == WRITE {
@@ -74,27 +68,28 @@ fn walk_table<'m>(
             kind = WRITE;
             extent.begin_writable();
         }
-        buffer.add(extent, memory, descriptor.address, descriptor.len())?;
-        if flags & NEXT == 0 {
-            extent.finish()?;
+        buffer.add(extent, memory, descriptor.address, descriptor.len)?;
+        if descriptor.last & NEXT == 0 {
             return Ok(None);
         }
         left -= 1;
         if left == 0 {
             return Err(QueueError::ChainTooLong);
         }
-        descriptor = Descriptor::read(table, next(descriptor))?;
+        index = (descriptor.last >> NEXT_SHIFT) as u16;
     }
 }
 
 /// A split virtqueue that is enabled: its areas are resolved, its size is a power of two.
 pub(super) struct SplitRing<'m> {
-    descriptors: SharedSlice<'m>,
+    descriptors: SharedTable<'m>,
     available: SharedSlice<'m>,
+    /// The entries of the available ring.
+    heads: SharedRing<'m, u16>,
     used: SharedSlice<'m>,
+    /// The entries of the used ring.
+    elements: SharedRing<'m, [u32; 2]>,
     size: u16,
-    /// Turns an index into a slot: the size less 1.
-    mask: usize,
     event_idx: bool,
     indirect: bool,
     /// The driver is asked to notify.
@@ -105,12 +100,14 @@ pub(super) struct SplitRing<'m> {
     next_available: u16,
     /// `avail.idx` as last read and believed.
     available_idx: u16,
+    /// Where the batch ends: no entry from there on is taken in it.
+    batch_end: u16,
+    /// The first of the two: up to there entries may be taken without a look at anything.
+    stop: u16,
     /// The next used entry to write.
     next_used: u16,
     /// `used.idx` as last written.
     published: u16,
-    /// Chains that may still be taken in this batch.
-    budget: u16,
     /// Entries were left that no notification will announce.
     leftover: bool,
 }
@@ -136,20 +133,22 @@ impl<'m> SplitRing<'m> {
         ];
         let [descriptors, available, used] = areas.resolve([16, 2, 4], lengths, memory)?;
         Ok(Self {
-            descriptors,
+            descriptors: descriptors.table().ok_or(QueueError::Inaccessible)?,
             available,
+            heads: available.ring(RING, entries).ok_or(QueueError::Inaccessible)?,
             used,
+            elements: used.ring(RING, entries).ok_or(QueueError::Inaccessible)?,
             size,
-            mask: entries - 1,
             event_idx,
             indirect: features.contains(Features::INDIRECT_DESC),
             notifications: true,
             armed_at: None,
             next_available: 0,
             available_idx: 0,
+            batch_end: size,
+            stop: 0,
             next_used: 0,
             published: 0,
-            budget: size,
             leftover: false,
         })
     }
@@ -157,7 +156,8 @@ impl<'m> SplitRing<'m> {
     /// Allows another [`Self::size`] chains to be taken.
     #[inline(always)]
     pub(super) fn begin_batch(&mut self) {
-        self.budget = self.size;
+        self.batch_end = self.next_available.wrapping_add(self.size);
+        self.set_stop();
     }
 
     #[inline(always)]
@@ -182,22 +182,46 @@ impl<'m> SplitRing<'m> {
         memory: &GuestMemory<'m>,
         buffer: &'c mut ChainBuffer<'m>,
     ) -> Result<Option<Chain<'c, 'm>>, QueueError> {
-        let Some(budget) = self.budget.checked_sub(1) else {
-            self.leftover = true;
-            return Ok(None);
-        };
-        if self.next_available == self.available_idx && !self.refresh()? {
-            self.leftover = false;
+        if self.next_available == self.stop && !self.go_on()? {
             return Ok(None);
         }
-        self.budget = budget;
-        let slot = usize::from(self.next_available) & self.mask;
-        let entry = self.available.load_u16(RING + slot * AVAILABLE_ENTRY);
-        let head = entry.ok_or(QueueError::Inaccessible)?;
+        let head = self.heads.load(self.next_available);
         let mut extent = Extent::EMPTY;
-        self.walk(head, &mut extent, memory, buffer)?;
+        // A chain has at most as many descriptors as the table.
+        let limit = usize::from(self.size);
+        let read = |index: u16| self.descriptors.load(index.into()).map(Descriptor::from);
+        if let Some(table) = walk_table(read, head, limit, &mut extent, memory, buffer)? {
+            // A copy: the other one can stay in registers.
+            let mut whole = extent;
+            self.walk_indirect(table, &mut whole, memory, buffer)?;
+            extent = whole;
+        }
+        let chain = buffer.chain(extent, Head::new(head, 1, extent.is_writable()))?;
         self.next_available = self.next_available.wrapping_add(1);
-        Ok(Some(buffer.chain(extent, head, 1)))
+        Ok(Some(chain))
+    }
+
+    /// Whether there is an entry to take after all, where there was none.
+    #[inline(never)]
+    fn go_on(&mut self) -> Result<bool, QueueError> {
+        if self.next_available == self.batch_end {
+            self.leftover = true;
+            return Ok(false);
+        }
+        if !self.refresh()? {
+            self.leftover = false;
+            return Ok(false);
+        }
+        self.set_stop();
+        Ok(true)
+    }
+
+    /// Sets `stop` after a change of what it depends on.
+    #[inline(always)]
+    fn set_stop(&mut self) {
+        let announced = self.available_idx.wrapping_sub(self.next_available);
+        let allowed = self.batch_end.wrapping_sub(self.next_available);
+        self.stop = self.next_available.wrapping_add(announced.min(allowed));
     }
 
     /// Undoes the last [`Self::pop`]: the chain has had no effect, and is taken again later.
@@ -205,6 +229,9 @@ impl<'m> SplitRing<'m> {
     pub(super) fn put_back(&mut self) {
         if self.outstanding() != 0 {
             self.next_available = self.next_available.wrapping_sub(1);
+            // The batch has had it nevertheless.
+            self.batch_end = self.batch_end.wrapping_sub(1);
+            self.set_stop();
         }
         self.leftover = true;
     }
@@ -241,28 +268,6 @@ impl<'m> SplitRing<'m> {
         Ok(true)
     }
 
-    /// Fills `buffer` from the chain that begins at `head`.
-    #[inline(always)]
-    fn walk(
-        &self,
-        head: u16,
-        extent: &mut Extent,
-        memory: &GuestMemory<'m>,
-        buffer: &mut ChainBuffer<'m>,
-    ) -> Result<(), QueueError> {
-        // A chain has at most as many descriptors as the table.
-        let limit = usize::from(self.size);
-        if let Some(descriptor) =
-            walk_table(&self.descriptors, head, limit, extent, memory, buffer)?
-        {
-            // A copy: the other one can stay in registers.
-            let mut whole = *extent;
-            self.walk_indirect(descriptor, &mut whole, memory, buffer)?;
-            *extent = whole;
-        }
-        Ok(())
-    }
-
     /// Adds the descriptors of an indirect table (2.7.5.3), the last descriptor of a chain.
     ///
     /// The table may be longer than the queue: Linux makes such tables for small queues, and
@@ -275,15 +280,16 @@ impl<'m> SplitRing<'m> {
         memory: &GuestMemory<'m>,
         buffer: &mut ChainBuffer<'m>,
     ) -> Result<(), QueueError> {
-        let len = descriptor.len() as usize;
-        let last = flags(descriptor) & NEXT == 0;
+        let len = descriptor.len as usize;
+        let last = descriptor.last & NEXT == 0;
         if !self.indirect || !last || len == 0 || !len.is_multiple_of(DESCRIPTOR) {
             return Err(QueueError::Indirect);
         }
         let table = Ipa::new(descriptor.address);
         let table = memory.slice(table, len).map_err(QueueError::Buffer)?;
         let limit = MAX_SEGMENTS.min(len / DESCRIPTOR);
-        match walk_table(&table, 0, limit, extent, memory, buffer)? {
+        let read = |index| Descriptor::read_indirect(&table, index);
+        match walk_table(read, 0, limit, extent, memory, buffer)? {
             None => Ok(()),
             Some(_) => Err(QueueError::Indirect),
         }
@@ -309,10 +315,7 @@ impl<'m> SplitRing<'m> {
             // A device that completes more than it took would run over the driver's entries.
             return;
         }
-        let slot = usize::from(self.next_used) & self.mask;
-        let at = RING + slot * USED_ENTRY;
-        // In bounds: the slot is masked, the area was checked at enable.
-        let _ = self.used.store_u32_pair(at, (u32::from(head.id()), written));
+        self.elements.store(self.next_used, [head.id().into(), written]);
         self.next_used = self.next_used.wrapping_add(1);
     }
 
