@@ -362,56 +362,63 @@ pub struct SharedTable<'m> {
     slice: SharedSlice<'m>,
 }
 
-impl SharedTable<'_> {
+impl<'m> SharedTable<'m> {
     /// The entry at `index`, if it is in the table.
     #[inline(always)]
-    fn entry(&self, index: u32) -> Option<*mut u64> {
+    pub fn entry(&self, index: u32) -> Option<SharedEntry<'m>> {
         let offset = index as usize * size_of::<[u64; 2]>();
         if offset >= self.slice.len {
             return None;
         }
-        // SAFETY: offset < len, so the pointer stays inside the owned range.
-        let entry = unsafe { self.slice.base.add(offset) };
-        Some(entry.as_ptr().cast())
+        // SAFETY: offset < len, so the pointer stays inside the owned range; a whole number of
+        // entries is in it, so all of this one is.
+        let words = unsafe { self.slice.base.add(offset) }.cast();
+        Some(SharedEntry {
+            words,
+            #[cfg(test)]
+            slice: self.slice.subslice(offset, size_of::<[u64; 2]>())?,
+            memory: PhantomData,
+        })
     }
+}
 
-    /// Loads the entry at `index`, each of its words single-copy atomic, relaxed. `None` if it is
-    /// not in the table.
+/// An entry of a [`SharedTable`] that is known to be there. Its words are accessed single-copy
+/// atomic, relaxed.
+pub struct SharedEntry<'m> {
+    /// 16 bytes in a table, aligned to 8.
+    words: NonNull<u64>,
+    #[cfg(test)]
+    slice: SharedSlice<'m>,
+    memory: PhantomData<&'m AtomicU8>,
+}
+
+impl SharedEntry<'_> {
+    /// Loads all of it.
     #[inline(always)]
-    pub fn load(&self, index: u32) -> Option<Entry> {
-        // SAFETY: the entry begins before the end of a whole number of entries that are aligned to
-        // 8 bytes; the memory is live for 'm.
-        let entry = self.entry(index).map(|words| unsafe { load_entry(words) });
+    pub fn load(&self) -> Entry {
+        // SAFETY: `words` is as the field says, and the memory is live for 'm.
+        let entry = unsafe { load_entry(self.words.as_ptr()) };
         #[cfg(test)]
-        self.loaded(index, 0, size_of::<[u64; 2]>());
+        super::testing::loaded(&self.slice, 0, 16);
         entry
     }
 
-    /// Tells the tests what of the entry at `index` was loaded, if there is one.
-    #[cfg(test)]
-    fn loaded(&self, index: u32, from: usize, len: usize) {
-        if self.entry(index).is_some() {
-            let offset = index as usize * size_of::<[u64; 2]>() + from;
-            super::testing::loaded(&self.slice, offset, len);
-        }
-    }
-
-    /// Loads the last word of the entry at `index` only.
+    /// Loads the last word only.
     #[inline(always)]
-    pub fn load_high(&self, index: u32) -> Option<u32> {
-        let high = self.entry(index)?.cast::<u32>().wrapping_add(3);
+    pub fn load_high(&self) -> u32 {
+        let high = self.words.as_ptr().cast::<u32>().wrapping_add(3);
         // SAFETY: as in `load`; the word is the last of the 16 bytes.
         let high = unsafe { AtomicU32::from_ptr(high) };
         let high = u32::from_le(high.load(Ordering::Relaxed));
         #[cfg(test)]
-        self.loaded(index, 12, 4);
-        Some(high)
+        super::testing::loaded(&self.slice, 12, 4);
+        high
     }
 
-    /// Loads the first two words of the entry at `index` only.
+    /// Loads all but the last word.
     #[inline(always)]
-    pub fn load_first_and_low(&self, index: u32) -> Option<(u64, u32)> {
-        let words = self.entry(index)?;
+    pub fn load_first_and_low(&self) -> (u64, u32) {
+        let words = self.words.as_ptr();
         // SAFETY: as in `load`.
         let first = unsafe { AtomicU64::from_ptr(words) };
         // SAFETY: as in `load`; the word is inside the 16 bytes.
@@ -419,19 +426,17 @@ impl SharedTable<'_> {
         let first = u64::from_le(first.load(Ordering::Relaxed));
         let low = u32::from_le(low.load(Ordering::Relaxed));
         #[cfg(test)]
-        self.loaded(index, 0, 12);
-        Some((first, low))
+        super::testing::loaded(&self.slice, 0, 12);
+        (first, low)
     }
 
-    /// Stores the last two words of the entry at `index` as one: `low` is its lower half.
-    /// `None`, and no effect, if it is not in the table.
+    /// Stores the last two words as one: `low` is its lower half.
     #[inline(always)]
-    pub fn store_low_and_high(&self, index: u32, value: u64) -> Option<()> {
-        let second = self.entry(index)?.wrapping_add(1);
+    pub fn store_low_and_high(&self, value: u64) {
+        let second = self.words.as_ptr().wrapping_add(1);
         // SAFETY: as in `load`; the word is the second of the two.
         let second = unsafe { AtomicU64::from_ptr(second) };
         second.store(value.to_le(), Ordering::Relaxed);
-        Some(())
     }
 }
 

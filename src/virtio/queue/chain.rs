@@ -14,36 +14,53 @@ pub const MAX_CHAIN_BYTES: u64 = 1 << 32;
 /// What a device keeps of a chain it works on, and gives back to complete it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Head {
-    id: u16,
+    /// The last word of the chain's used descriptor in a packed ring (2.8.3), but for whose it is:
+    /// the ID, and above it [`WRITE`] if the chain has a writable part. No bool, whose spare values
+    /// would mark what is no head.
+    word: u32,
     /// Descriptors of the ring the chain takes up; the packed ring skips as many (2.8.6).
-    descriptors: u16,
-    /// 1 if the chain has a writable part. No bool, whose spare values would mark what is no head.
-    writable: u16,
+    descriptors: u32,
 }
+
+/// VIRTQ_DESC_F_WRITE (2.8), in the last word of a descriptor of the packed ring.
+pub(super) const WRITE: u32 = 2 << 16;
 
 impl Head {
     /// A chain of `descriptors` descriptors of the ring, at least 1.
     #[inline(always)]
     pub(super) fn new(id: u16, descriptors: u16, writable: bool) -> Self {
-        Self { id, descriptors, writable: writable.into() }
+        let flags = if writable { WRITE } else { 0 };
+        Self::from_word(u32::from(id) | flags, descriptors.into())
+    }
+
+    /// As [`Self::new`], with ID and WRITE as [`Self::word`] gives them; other bits mean nothing.
+    #[inline(always)]
+    pub(super) fn from_word(word: u32, descriptors: u32) -> Self {
+        Self { word: word & (WRITE | 0xFFFF), descriptors }
     }
 
     /// The driver's name for the chain: the index of its first descriptor (split), or the buffer ID
     /// (packed). Nothing keeps a driver from having two chains of one name in flight.
     #[inline]
     pub const fn id(self) -> u16 {
-        self.id
+        self.word as u16
     }
 
     #[inline(always)]
-    pub(super) const fn descriptors(self) -> u16 {
+    pub(super) const fn descriptors(self) -> u32 {
         self.descriptors
     }
 
     /// Whether the chain has a writable part.
     #[inline(always)]
     pub(super) const fn is_writable(self) -> bool {
-        self.writable != 0
+        self.word & WRITE != 0
+    }
+
+    /// The ID, and [`WRITE`] if the chain has a writable part.
+    #[inline(always)]
+    pub(super) const fn word(self) -> u32 {
+        self.word
     }
 }
 

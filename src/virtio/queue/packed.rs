@@ -30,14 +30,13 @@
 
 use core::sync::atomic::{Ordering, fence};
 
-use super::chain::{Chain, ChainBuffer, DESCRIPTOR, Descriptor, Extent, MAX_SEGMENTS};
+use super::chain::{Chain, ChainBuffer, DESCRIPTOR, Descriptor, Extent, MAX_SEGMENTS, WRITE};
 use super::{Areas, Head, QueueError, passes};
-use crate::memory::{GuestMemory, Ipa, SharedSlice, SharedTable};
+use crate::memory::{GuestMemory, Ipa, SharedEntry, SharedSlice, SharedTable};
 use crate::virtio::Features;
 
 // Flags, where they are in the last word of a descriptor: above the buffer ID.
 const NEXT: u32 = 1 << 16;
-const WRITE: u32 = 2 << 16;
 const INDIRECT: u32 = 4 << 16;
 const AVAIL: u32 = 1 << 23;
 const USED: u32 = 1 << 31;
@@ -109,7 +108,8 @@ fn seldom() {}
 
 /// Where a list ends.
 struct End {
-    /// The last word of the last descriptor, with the buffer ID (2.8.6).
+    /// The last word of the last descriptor, with the buffer ID (2.8.6); with [`WRITE`] if any
+    /// segment is writable.
     last: u32,
     /// The place of that descriptor.
     place: Position,
@@ -146,9 +146,7 @@ pub(super) struct PackedRing<'m> {
     /// Descriptors of the list taken last.
     last: u32,
     /// The first used descriptor that is not published: its index, and its second word.
-    unpublished: (u32, u64),
-    /// Descriptors used since the last time something was published.
-    used: u32,
+    unpublished: Option<(u32, u64)>,
     /// Lists were left that no notification will announce.
     leftover: bool,
 }
@@ -182,8 +180,7 @@ impl<'m> PackedRing<'m> {
             completed: 0,
             batch_end: size.into(),
             last: 0,
-            unpublished: (0, 0),
-            used: 0,
+            unpublished: None,
             leftover: false,
         })
     }
@@ -221,9 +218,10 @@ impl<'m> PackedRing<'m> {
             return Ok(None);
         }
         let place = self.next_available;
-        let mut last = self.load_flags(place)?;
+        let entry = self.ring.entry(place.index).ok_or(QueueError::Inaccessible)?;
+        let mut last = entry.load_high();
         if last & OWNER != place.owner {
-            match self.refresh()? {
+            match self.refresh(&entry) {
                 Some(available) => last = available,
                 None => {
                     self.leftover = false;
@@ -235,21 +233,24 @@ impl<'m> PackedRing<'m> {
         let left = self.free.checked_sub(1).ok_or(QueueError::AvailableIndex)?;
         // Ordering 1.
         fence(Ordering::Acquire);
-        let rest = self.ring.load_first_and_low(place.index);
-        let (address, len) = rest.ok_or(QueueError::Inaccessible)?;
-        let first = Descriptor { address, len, last };
+        let (address, len) = entry.load_first_and_low();
         let mut extent = Extent::EMPTY;
         let mut end = End { last, place, left };
         if last & INDIRECT == 0 {
+            let first = Descriptor { address, len, last };
             self.walk(first, &mut end, &mut extent, memory, buffer)?;
         } else {
             // One of its own: the other one can stay in registers.
             let mut table = Extent::EMPTY;
-            self.walk_indirect(first, &mut table, memory, buffer)?;
+            if last & NEXT != 0 {
+                return Err(QueueError::Indirect);
+            }
+            self.walk_indirect(address, len as usize, &mut table, memory, buffer)?;
             extent = table;
+            end.last = last & !WRITE | if extent.is_writable() { WRITE } else { 0 };
         }
         let descriptors = self.free - end.left;
-        let head = Head::new(end.last as u16, descriptors as u16, extent.is_writable());
+        let head = Head::from_word(end.last, descriptors);
         let chain = buffer.chain(extent, head)?;
         end.place.advance(1, self.size);
         self.next_available = end.place;
@@ -276,25 +277,19 @@ impl<'m> PackedRing<'m> {
     /// Nothing is available: makes the driver notify of its next addition. The last word of the
     /// next descriptor if there is one after all.
     #[inline(never)]
-    fn refresh(&mut self) -> Result<Option<u32>, QueueError> {
+    fn refresh(&mut self, entry: &SharedEntry<'_>) -> Option<u32> {
         let next = self.next_available;
         if !self.notifications || !self.event_idx || self.armed_at == Some(next) {
             // Without EVENT_IDX notifications were on all the time, or are not wanted; with it, the
             // driver has been told already: no addition can have gone unannounced.
-            return Ok(None);
+            return None;
         }
         self.store_device_event(next.event() | EVENT_DESC << EVENT_FLAGS_SHIFT);
         self.armed_at = Some(next);
         // Ordering 3: the driver may have added a list before it could see the request.
         fence(Ordering::SeqCst);
-        let last = self.load_flags(next)?;
-        Ok((last & OWNER == next.owner).then_some(last))
-    }
-
-    /// The word with the flags of the descriptor at `place`.
-    #[inline(always)]
-    fn load_flags(&self, place: Position) -> Result<u32, QueueError> {
-        self.ring.load_high(place.index).ok_or(QueueError::Inaccessible)
+        let last = entry.load_high();
+        (last & OWNER == next.owner).then_some(last)
     }
 
     /// Fills `buffer` from the list that begins with `first`, where `end` is; moves `end` to its
@@ -335,17 +330,17 @@ impl<'m> PackedRing<'m> {
             }
             end.left -= 1;
             end.place.index += 1;
-            let entry = match self.ring.load(end.place.index) {
+            let entry = match self.ring.entry(end.place.index) {
                 Some(entry) => entry,
                 None => {
                     // The table is the ring: its end is where the lap ends.
                     seldom();
                     end.place.index = 0;
                     kind ^= OWNER;
-                    self.ring.load(0).ok_or(QueueError::Inaccessible)?
+                    self.ring.entry(0).ok_or(QueueError::Inaccessible)?
                 }
             };
-            descriptor = entry.into();
+            descriptor = entry.load().into();
         }
         end.last = descriptor.last;
         end.place.owner = kind & OWNER;
@@ -359,22 +354,20 @@ impl<'m> PackedRing<'m> {
     #[inline(never)]
     fn walk_indirect(
         &self,
-        descriptor: Descriptor,
+        address: u64,
+        len: usize,
         extent: &mut Extent,
         memory: &GuestMemory<'m>,
         buffer: &mut ChainBuffer<'m>,
     ) -> Result<(), QueueError> {
-        let len = descriptor.len as usize;
-        let alone = descriptor.last & NEXT == 0;
-        if !self.indirect || !alone || len == 0 || !len.is_multiple_of(DESCRIPTOR) {
+        if !self.indirect || len == 0 || !len.is_multiple_of(DESCRIPTOR) {
             return Err(QueueError::Indirect);
         }
         let entries = len / DESCRIPTOR;
         if entries > MAX_SEGMENTS {
             return Err(QueueError::ChainTooLong);
         }
-        let table = Ipa::new(descriptor.address);
-        let table = memory.slice(table, len).map_err(QueueError::Buffer)?;
+        let table = memory.slice(Ipa::new(address), len).map_err(QueueError::Buffer)?;
         for index in 0..entries {
             let Some(descriptor) = Descriptor::read_indirect(&table, index as u16) else {
                 return Err(QueueError::DescriptorIndex);
@@ -394,7 +387,7 @@ impl<'m> PackedRing<'m> {
     /// The place that available and used descriptors have both come to, the wrap counter above it;
     /// `None` with lists at work.
     pub(super) fn position(&self) -> Option<u16> {
-        (self.outstanding == 0 && self.taken == 0 && self.used == 0)
+        (self.outstanding() == 0 && self.free == self.size && self.unpublished.is_none())
             .then_some(self.next_used.event() as u16)
     }
 
@@ -419,7 +412,7 @@ impl<'m> PackedRing<'m> {
     /// was something to write to.
     #[inline]
     pub(super) fn complete(&mut self, head: Head, written: u32) {
-        let mut descriptors = u32::from(head.descriptors());
+        let mut descriptors = head.descriptors();
         let mut free = self.free + descriptors;
         if free > self.size {
             // Not more than was taken, or places would be skipped that are the driver's.
@@ -431,38 +424,36 @@ impl<'m> PackedRing<'m> {
             }
         }
         let place = self.next_used;
-        let mut last = u32::from(head.id()) | place.owner;
-        let mut len = 0;
-        if head.is_writable() {
-            last |= WRITE;
-            len = written;
-        }
-        let second = u64::from(last) << 32 | u64::from(len);
-        if self.used == 0 {
-            self.unpublished = (place.index, second);
-        } else {
-            // In bounds: the place is in the ring.
-            let _ = self.ring.store_low_and_high(place.index, second);
+        let len = if head.is_writable() { written } else { 0 };
+        let second = u64::from(head.word() | place.owner) << 32 | u64::from(len);
+        if self.unpublished.is_none() {
+            self.unpublished = Some((place.index, second));
+        } else if let Some(entry) = self.ring.entry(place.index) {
+            entry.store_low_and_high(second);
         }
         self.next_used.advance(descriptors, self.size);
         self.free = free;
         self.completed = self.completed.wrapping_add(1);
         self.last = 0;
-        self.used += descriptors;
     }
 
     /// Shows the driver what has been completed since the last time. `true` if the driver wants an
     /// interrupt for it (2.8.9).
     #[inline]
     pub(super) fn publish(&mut self) -> bool {
-        let used = core::mem::take(&mut self.used);
-        if used == 0 {
+        let Some((first, second)) = self.unpublished.take() else {
             return false;
-        }
+        };
+        // At least 1, so the same place again is a whole lap.
+        let used = match self.next_used.index.checked_sub(first) {
+            Some(used) if used != 0 => used,
+            _ => self.next_used.index + self.size - first,
+        };
         // Ordering 2.
         fence(Ordering::Release);
-        let (index, second) = self.unpublished;
-        let _ = self.ring.store_low_and_high(index, second);
+        if let Some(entry) = self.ring.entry(first) {
+            entry.store_low_and_high(second);
+        }
         // Ordering 3.
         fence(Ordering::SeqCst);
         // Both halves in one load: they belong together.

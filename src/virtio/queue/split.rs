@@ -189,7 +189,7 @@ impl<'m> SplitRing<'m> {
         let mut extent = Extent::EMPTY;
         // A chain has at most as many descriptors as the table.
         let limit = usize::from(self.size);
-        let read = |index: u16| self.descriptors.load(index.into()).map(Descriptor::from);
+        let read = |index: u16| self.descriptors.entry(index.into()).map(|it| it.load().into());
         if let Some(table) = walk_table(read, head, limit, &mut extent, memory, buffer)? {
             // A copy: the other one can stay in registers.
             let mut whole = extent;
