@@ -1,9 +1,24 @@
-//! Locks.
+//! Locks, and the atomics of memory that cores share.
 //!
 //! This is one of the listed seams for `unsafe`: one hint instruction.
 
+#[cfg(all(test, not(miri)))]
+pub(crate) mod model;
+
 use spin::mutex::SpinMutex;
 use spin::relax::RelaxStrategy;
+
+/// Atomics and fences for memory shared with a driver on another core: core's. In unit tests they
+/// can be made loom's, so that the code that is shipped is the code that is explored.
+pub(crate) mod atomic {
+    #[cfg(not(all(test, not(miri))))]
+    pub(crate) use core::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, fence};
+
+    pub(crate) use core::sync::atomic::Ordering;
+
+    #[cfg(all(test, not(miri)))]
+    pub(crate) use super::model::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, fence};
+}
 
 /// A lock whose waiters spin. What it protects is held for a bounded time and never while a guest
 /// runs, so that a wait is short; see the users for their lock order.

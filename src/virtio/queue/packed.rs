@@ -28,11 +28,10 @@
 //!    round, with the device's event suppression structure. A full fence on either side, or an
 //!    event is lost (2.8.21.3.1, 2.8.22).
 
-use core::sync::atomic::{Ordering, fence};
-
 use super::chain::{Chain, ChainBuffer, DESCRIPTOR, Descriptor, Extent, MAX_SEGMENTS, WRITE};
 use super::{Areas, Head, QueueError, passes};
 use crate::memory::{GuestMemory, Ipa, SharedEntry, SharedSlice, SharedTable};
+use crate::sync::atomic::{Ordering, fence};
 use crate::virtio::Features;
 
 // Flags, where they are in the last word of a descriptor: above the buffer ID.

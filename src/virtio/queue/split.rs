@@ -13,11 +13,10 @@
 //!    interrupt is lost; only a full fence orders a store before a later load. The same holds for
 //!    `avail_event` and `avail.idx` (2.7.7, 2.7.10).
 
-use core::sync::atomic::{Ordering, fence};
-
 use super::chain::{Chain, ChainBuffer, DESCRIPTOR, Descriptor, Extent, Head, MAX_SEGMENTS};
 use super::{Areas, QueueError, passes};
 use crate::memory::{GuestMemory, Ipa, SharedRing, SharedSlice, SharedTable};
+use crate::sync::atomic::{Ordering, fence};
 use crate::virtio::Features;
 
 // Flags, where they are in the last word of a descriptor: below the index of the next one.

@@ -3,6 +3,8 @@
 //! Clean under Miri with `MIRIFLAGS=-Zmiri-disable-weak-memory-emulation` (see
 //! `memory::shared`).
 
+#[cfg(not(miri))]
+mod cores;
 mod once;
 mod traffic;
 
