@@ -54,17 +54,14 @@ impl Drop for SharedWords {
 /// other threads.
 ///
 /// # Panics
-/// If only a part of a word is accessed, or more: the models have no accesses of mixed size.
-fn modelled<T>(
-    address: usize,
-    size: usize,
-    access: impl FnOnce(&loom::sync::atomic::AtomicU64) -> T,
-) -> Option<T> {
+/// If more than the word is accessed.
+fn modelled<T>(address: usize, size: usize, access: impl FnOnce(&Word, usize) -> T) -> Option<T> {
     let words = WORDS.with_borrow(Clone::clone)?;
     let word =
         words.iter().find(|it| it.address < address + size && address < it.address + it.size)?;
-    assert_eq!((word.address, word.size), (address, size), "an access of another size");
-    Some(access(&word.value))
+    let within = address >= word.address && address + size <= word.address + word.size;
+    assert!(within, "an access that is not to one word");
+    Some(access(word, address - word.address))
 }
 
 /// The fences that models on this thread have passed, by their place in the source.
@@ -109,13 +106,20 @@ macro_rules! atomic {
 
             pub(crate) fn load(&self, order: Ordering) -> $int {
                 let address = core::ptr::from_ref(self).addr();
-                let value = modelled(address, size_of::<$int>(), |word| word.load(order) as $int);
+                // Of a part of a word: what the whole had at some time it may be seen at.
+                let value = modelled(address, size_of::<$int>(), |word, from| {
+                    (word.value.load(order) >> (8 * from)) as $int
+                });
                 value.unwrap_or_else(|| self.0.load(order))
             }
 
             pub(crate) fn store(&self, value: $int, order: Ordering) {
                 let address = core::ptr::from_ref(self).addr();
-                let store = |word: &loom::sync::atomic::AtomicU64| word.store(value.into(), order);
+                let store = |word: &Word, _: usize| {
+                    // loom has no stores of mixed size.
+                    assert_eq!(word.size, size_of::<$int>(), "a store to a part of a word");
+                    word.value.store(value.into(), order);
+                };
                 if modelled(address, size_of::<$int>(), store).is_none() {
                     self.0.store(value, order);
                 }
