@@ -226,6 +226,8 @@ mod tests {
     }
 
     proptest! {
+        #![proptest_config(ProptestConfig::with_cases(if cfg!(miri) { 4 } else { 256 }))]
+
         #[test]
         fn the_free_ranges_are_those_of_a_naive_bitmap(memory in ranges(), reserved in ranges()) {
             let map = RamMap::from_ranges(&memory, &reserved).unwrap();

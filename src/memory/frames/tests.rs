@@ -151,7 +151,7 @@ fn memory_is_found_by_address_but_never_the_bitmap() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(128))]
+    #![proptest_config(ProptestConfig::with_cases(if cfg!(miri) { 2 } else { 128 }))]
 
     /// Against a plain list of the frames in use, over areas of more than one bitmap word.
     #[test]

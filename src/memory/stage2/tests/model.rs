@@ -85,7 +85,7 @@ fn probes() -> Vec<u64> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(96))]
+    #![proptest_config(ProptestConfig::with_cases(if cfg!(miri) { 1 } else { 96 }))]
 
     #[test]
     fn the_tables_agree_with_a_plain_map_and_no_core_sees_a_stale_entry(

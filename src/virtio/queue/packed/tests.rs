@@ -605,6 +605,7 @@ fn an_indirect_table_is_bounded_by_its_entries_even_if_they_are_empty() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "slow")]
 fn a_ring_of_32768_wraps() {
     let ram = HostRam::new(0x9_0000);
     let mut driver = PackedDriver::new(guest_memory_of(&ram), 0x8000);
