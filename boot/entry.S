@@ -4,7 +4,8 @@
 // Until then every address here is PC-relative (adr, adrp) and so physical.
 //
 // Held throughout: x19 = device tree (physical), x20 = image (physical), x23 = whether there is
-// firmware at EL3: not if we came from there.
+// firmware at EL3: not if we came from there; x24 = number of this core, 0 for the one that boots.
+// The others come in by `secondary_entry`, once `arch::smp` has had them started.
 
     .section .head.text, "ax"
 
@@ -36,6 +37,7 @@ entry:
     mov     x19, x0
     adrp    x20, _start
     mov     x23, #1
+    mov     x24, xzr
     mrs     x0, CurrentEL
     cmp     x0, #(3 << 2)
     b.eq    from_el3
@@ -103,7 +105,7 @@ at_el2:
     b.lo    2b
 
 // The image's map: L0 -> L1 -> L2 -> L3, one 2 MiB window at the link address.
-    adrp    x21, __boot_tables      // L0, L1, L2, L3, identity L1: one page each
+    adrp    x21, __boot_tables      // L0, L1, L2, L3, identity L1 and L0: one page each
     add     x22, x21, #(3 * 4096)   // L3
     mov     x5, #3                  // valid table descriptor
     add     x0, x21, #4096
@@ -121,11 +123,15 @@ at_el2:
     map_section __exception_stack,   __exception_stack_top, {attr_data}
     map_section __stack,             __stack_top,          {attr_data}
 
-// The identity map of the 1 GiB this code runs in, for the instructions around the switch.
+// The identity map of the 1 GiB this code runs in, for the instructions around the switch: a root of
+// its own, of use only until the core is at the link address. It stays, for the cores to come.
     add     x0, x21, #(4 * 4096)
-    orr     x1, x0, x5
-    lsr     x2, x20, #39
-    str     x1, [x21, x2, lsl #3]
+    add     x1, x21, #(5 * 4096)
+    ldr     x2, [x21, #({image_l0_index} * 8)]
+    str     x2, [x1, #({image_l0_index} * 8)]
+    orr     x2, x0, x5
+    lsr     x3, x20, #39
+    str     x2, [x1, x3, lsl #3]
     ubfx    x2, x20, #30, #9
     lsr     x3, x20, #30
     lsl     x3, x3, #30
@@ -134,7 +140,15 @@ at_el2:
     str     x3, [x0, x2, lsl #3]
     dsb     sy
 
+// Core x24 turns its MMU on, by the tables at x21, and goes on at the link address.
+mmu_on:
     load_constant x0, {mair}
+    ldr     x26, =__exception_stack_top
+    add     x26, x26, x24, lsl #{stacks_shift}
+// Descriptors use attributes 0 and 1 only. The bytes of the others hold what a core must find with
+// no other register intact: the low half of its exception stack's top (2 to 5), its number (7).
+    bfi     x0, x26, #16, #32
+    bfi     x0, x24, #56, #8
     msr     mair_el2, x0
     load_constant x0, {tcr}
     mrs     x1, id_aa64mmfr0_el1
@@ -144,7 +158,8 @@ at_el2:
     mov     x1, #5                  // 48 bits: 52 need another descriptor format
 1:  bfi     x0, x1, #16, #3         // TCR_EL2.PS
     msr     tcr_el2, x0
-    msr     ttbr0_el2, x21
+    add     x0, x21, #(5 * 4096)
+    msr     ttbr0_el2, x0
     tlbi    alle2
     ic      iallu
     dsb     sy
@@ -154,27 +169,63 @@ at_el2:
     isb
     ldr     x0, =at_link_address
     br      x0
+
+// Where firmware, or a spin table, enters another core: at EL2 with the MMU off, and with nothing
+// else promised. It finds its number by its MPIDR_EL1 in `secondary_affinities`, which `arch::smp`
+// has written back to memory. Cores share a spin table's word: who is not in there waits.
+    .global secondary_entry
+secondary_entry:
+    msr     daifset, #0xf
+    mrs     x0, CurrentEL
+    cmp     x0, #(2 << 2)
+    b.ne    3f
+    load_constant x0, {hcr_boot}
+    msr     hcr_el2, x0
+    load_constant x0, {sctlr_off}
+    msr     sctlr_el2, x0
+    isb
+    mrs     x0, mpidr_el1
+    load_constant x1, {affinity}
+    and     x0, x0, x1
+    adrp    x1, {secondary_affinities}
+    add     x1, x1, :lo12:{secondary_affinities}
+1:  mov     x24, #1
+2:  ldr     x2, [x1, x24, lsl #3]
+    cmp     x0, x2
+    b.eq    4f
+    add     x24, x24, #1
+    cmp     x24, #{max_cores}
+    b.lo    2b
+    wfe
+    b       1b
+3:  wfi                             // another level: not what was asked for
+    b       3b
+4:  adrp    x20, _start
+    adrp    x21, __boot_tables
+    b       mmu_on
     .ltorg
 
     .section .text.entry, "ax"
 at_link_address:
-    ldr     x0, =__boot_tables
-    lsr     x1, x20, #39
-    str     xzr, [x0, x1, lsl #3]   // the identity map has served
-    dsb     ishst
+    msr     ttbr0_el2, x21          // the identity map has served
+    isb
     tlbi    alle2
-    dsb     ish
+    dsb     nsh
     isb
     ldr     x0, =vectors
     msr     vbar_el2, x0
-    ldr     x0, =__stack_top
+    sub     x0, x26, #{stack_below}
     mov     sp, x0
     mov     x29, xzr
     mov     x30, xzr
+    cbnz    x24, 1f
     mov     x0, x19
     mov     x1, x20
     mov     x2, x23
     bl      {rust_entry}
-1:  wfi
-    b       1b
+1:  msr     cnthp_ctl_el2, xzr
+    mov     x0, x24
+    bl      {secondary_rust_entry}
+2:  wfi
+    b       2b
     .ltorg

@@ -32,12 +32,21 @@
     b       resume_guest
 .endm
 
+// The top of this core's exception stack: `mmu_on` in entry.S has put it where it needs no other
+// register to be found.
+.macro exception_stack_top reg
+    mrs     \reg, mair_el2
+    ubfx    \reg, \reg, #16, #32
+    movk    \reg, #({image_base} >> 32), lsl #32
+.endm
+
 // An exception of EL2's own, or one a guest must not be able to cause: saves all there is on the
-// exception stack (the stack itself may be what failed) and reports. Only a probe comes back.
+// core's exception stack (its stack may be what failed) and reports. Only a probe comes back.
 .macro fatal kind
     .balign 128
     msr     tpidr_el2, x0           // the vCPU pointer is lost; so is this core
-    ldr     x0, =__exception_stack_top - {dump_size}
+    exception_stack_top x0
+    sub     x0, x0, #{dump_size}
     stp     x1, x2, [x0, #8]
     mov     x1, sp
     str     x1, [x0, #{dump_sp}]
@@ -110,7 +119,8 @@ fatal_common:
 // Enters the guest whose registers x0 points to, leaving the present stack behind.
     .global enter_guest
 enter_guest:
-    ldr     x1, =__stack_top
+    exception_stack_top x1
+    sub     x1, x1, #{stack_below}
     mov     sp, x1
 resume_guest:
     ldp     x30, x1, [x0, #240]

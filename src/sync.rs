@@ -5,7 +5,7 @@
 #[cfg(all(test, not(miri)))]
 pub(crate) mod model;
 
-use spin::mutex::SpinMutex;
+use spin::mutex::{SpinMutex, SpinMutexGuard};
 use spin::relax::RelaxStrategy;
 
 /// Atomics and fences for memory shared with a driver on another core: core's. In unit tests they
@@ -23,6 +23,8 @@ pub(crate) mod atomic {
 /// A lock whose waiters spin. What it protects is held for a bounded time and never while a guest
 /// runs, so that a wait is short; see the users for their lock order.
 pub type Mutex<T> = SpinMutex<T, Relax>;
+/// What a [`Mutex`] protects, while it is held.
+pub type MutexGuard<'a, T> = SpinMutexGuard<'a, T, Relax>;
 
 /// What a core does while it waits for a lock: YIELD, which lets another hardware thread go first.
 ///

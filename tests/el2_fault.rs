@@ -16,16 +16,16 @@ mod el2_support;
 mod on_target {
     use core::arch::{asm, global_asm};
     use core::hint::black_box;
-    use core::sync::atomic::Ordering;
+    use core::sync::atomic::{AtomicUsize, Ordering};
 
     use aarch64_cpu::registers::{HCR_EL2, ReadWriteable};
     use embedded_hal::delay::DelayNs;
     use sparkler::arch::boot::BootInfo;
     use sparkler::arch::fault::{Probe, probe};
     use sparkler::arch::timer::{Counter, TIMER_INTID, wake_at};
-    use sparkler::arch::{layout, mmu};
+    use sparkler::arch::{barrier, layout, smp};
     use sparkler::backend::clock::Ticks;
-    use sparkler::fdt::{Board, HEADER_LEN, blob_size};
+    use sparkler::fdt::{Cpu, CpuEnable};
 
     use super::el2_support::{self, check, gic};
 
@@ -95,17 +95,6 @@ mod on_target {
         check(unsafe { probes_and_registers() } == 0, "a register has changed")
     }
 
-    /// The hypervisor's arguments.
-    fn bootargs(boot: BootInfo) -> &'static str {
-        let blob = |len| {
-            mmu::map_ram(boot.fdt, len as u64).expect("EL2 maps RAM");
-            // SAFETY: QEMU's device tree, which nobody writes to.
-            unsafe { core::slice::from_raw_parts(layout::linear(boot.fdt) as *const u8, len) }
-        };
-        let size = blob_size(blob(HEADER_LEN), boot.fdt).expect("a device tree");
-        Board::read(blob(size), boot.fdt).expect("a board").bootargs
-    }
-
     /// Needs more stack than there is.
     #[inline(never)]
     #[allow(unconditional_recursion)]
@@ -113,6 +102,41 @@ mod on_target {
         let frame = black_box([depth; 64]);
         bottomless(depth + 1) + black_box(frame)[1]
     }
+
+    static READY: AtomicUsize = AtomicUsize::new(0);
+
+    /// Has `fault` run on this many cores besides this one.
+    fn on_other_cores(count: usize, fault: fn(usize)) {
+        static FAULT: spin::Once<fn(usize)> = spin::Once::new();
+        FAULT.call_once(|| fault);
+        for core in 1..=count {
+            let cpu = Cpu { mpidr: core as u64, enable: CpuEnable::Psci };
+            smp::start(&cpu, core, |core| {
+                FAULT.get().expect("a fault")(core);
+                sparkler::arch::firmware::park()
+            })
+            .expect("it starts");
+        }
+        Counter.delay_ns(4_000_000_000);
+    }
+
+    unsafe extern "C" {
+        /// Fills each register n with 0xbeef_0000_0000 + core * 0x10000 + n, and loads from x7.
+        fn fill_registers_and_fault(core: u64);
+    }
+
+    global_asm!(
+        ".section .text.fill_registers_and_fault, \"ax\"",
+        ".global fill_registers_and_fault",
+        "fill_registers_and_fault:",
+        "mov x30, #0xbeef",
+        "lsl x30, x30, #32",
+        "orr x30, x30, x0, lsl #16",
+        ".irp n, 0,1,2,3,4,5,6,7,8,9,10,11,12,13,14,15,16,17,18,19,20,21,22,23,24,25,26,27,28,29,30",
+        "add x\\n, x30, #\\n",
+        ".endr",
+        "ldr x30, [x7]",
+    );
 
     /// Faults as `kind` says.
     fn fault(kind: &str) {
@@ -152,6 +176,18 @@ mod on_target {
                 unsafe { asm!("msr daifclr, #2", "isb") };
                 Counter.delay_ns(1_000_000_000);
             }
+            "another_core" => on_other_cores(1, |_| {
+                black_box(bottomless(0));
+            }),
+            "three_cores" => on_other_cores(3, |core| {
+                // All at once.
+                READY.fetch_add(1, Ordering::Relaxed);
+                while READY.load(Ordering::Relaxed) < 3 {
+                    barrier::relax();
+                }
+                // SAFETY: none. It must fault.
+                unsafe { fill_registers_and_fault(core as u64) }
+            }),
             "panic" => {
                 el2_support::PANICS_ARE_EL2S.store(true, Ordering::Relaxed);
                 panic!("for a test");
@@ -173,7 +209,7 @@ mod on_target {
                 ),
             ])
         }
-        match bootargs(boot) {
+        match el2_support::board(boot).bootargs {
             "" => el2_support::on_own_stack(probes),
             kind => fault(kind),
         }

@@ -64,3 +64,22 @@ test_the_dump_has_all_registers() {
 }
 
 test_a_panic_of_el2_is_reported_and_fatal() { expect_end panic '[sparkler] EL2 panicked at tests/el2_fault.rs' 'for a test'; }
+
+test_a_fault_of_another_core_resets_the_board_too() {
+    expect_fault another_core 'synchronous exception, vector 4, core 1'
+    # It has run off its own stack.
+    expect_syndrome 0x25 0x7
+}
+
+test_cores_that_fault_together_each_have_their_dump() {
+    local core n
+    expect_end three_cores
+    expect_equal "faults" 3 "$(grep -c 'EL2 fault' "$dir/out")"
+    for core in 1 2 3; do
+        # Its own dump, whole: the lines that follow, with its registers.
+        grep -A 11 "vector 4, core $core\$" "$dir/out" >"$dir/dump"
+        for ((n = 0; n < 31; n++)); do
+            expect_text "$dir/dump" "$(printf 'x%-2d 0x0000beef%04x%04x' "$n" "$core" "$n")"
+        done
+    done
+}

@@ -48,6 +48,13 @@ pub fn complete() {
     unsafe { asm!("dsb sy", "isb", options(nostack, preserves_flags)) }
 }
 
+/// Cores that wait for an event go on (SEV), and find what was written before (DSB SY).
+#[inline(always)]
+pub fn wake_waiting_cores() {
+    // SAFETY: as above.
+    unsafe { asm!("dsb sy", "sev", options(nostack, preserves_flags)) }
+}
+
 /// Lets another hardware thread, or under QEMU another core, go first: for loops that wait.
 #[inline(always)]
 pub fn relax() {

@@ -3,7 +3,7 @@
 //! | file | what it does |
 //! |---|---|
 //! | `boot/header.S` | the arm64 Image header |
-//! | `boot/entry.S` | EL3 or EL2 at reset to Rust under the MMU; at EL1 a message, and the end |
+//! | `boot/entry.S` | EL3 or EL2 at reset to Rust under the MMU; at EL1 a message, and the end. Further cores, for [`super::smp`] |
 //! | `boot/vectors.S` | VBAR_EL2: a guest's exits to [`super::exception`], EL2's own faults to [`super::fault`]; `enter_guest` |
 //!
 //! The assembly takes every constant and offset from here. It ends in `rust_entry`, which calls the
@@ -12,7 +12,7 @@
 use core::arch::global_asm;
 
 use super::layout::{self, descriptor};
-use super::{exception, fault};
+use super::{exception, fault, smp};
 use crate::cpu::GuestRegisters;
 use crate::memory::Pa;
 
@@ -37,10 +37,18 @@ global_asm!(
     attr_data = const descriptor::DATA | descriptor::TABLE_OR_PAGE,
     attr_identity = const descriptor::TEXT | descriptor::BLOCK,
     rust_entry = sym rust_entry,
+    secondary_rust_entry = sym smp::rust_entry,
+    secondary_affinities = sym smp::AFFINITIES,
+    affinity = const smp::AFFINITY,
+    max_cores = const smp::MAX_CORES,
+    stacks_shift = const smp::STACKS_SHIFT,
+    stack_below = const smp::STACK_BELOW,
 );
 global_asm!(
     include_str!("../../boot/vectors.S"),
     pstate = const GuestRegisters::PSTATE_OFFSET,
+    image_base = const layout::IMAGE_BASE,
+    stack_below = const smp::STACK_BELOW,
     dump_size = const size_of::<fault::Dump>(),
     dump_sp = const core::mem::offset_of!(fault::Dump, sp),
     on_sync = sym exception::on_sync,

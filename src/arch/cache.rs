@@ -75,6 +75,16 @@ fn clean_lines(start: usize, end: usize, line: usize) {
     }
 }
 
+/// Writes EL2's `start..start + len` back to the point of coherency, for a core whose caches are
+/// off, and drops it from the data caches.
+///
+/// # Safety
+/// The addresses are mapped.
+pub(super) unsafe fn write_back(start: usize, len: usize) {
+    clean_lines(start, start + len, line());
+    barrier::complete();
+}
+
 /// Writes `memory` back to the point of coherency and drops it from the data caches.
 pub fn clean_invalidate(memory: SharedSlice<'_>) {
     let start = layout::linear(memory.pa());

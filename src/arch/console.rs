@@ -4,13 +4,15 @@
 //! one.
 
 use core::fmt::{self, Write};
+use core::time::Duration;
 
-use super::layout;
 use super::mmio::Mmio;
+use super::{barrier, layout, timer};
+use crate::backend::clock::Clock;
 use crate::backend::serial::Serial;
 use crate::drivers::pl011::Pl011;
 use crate::memory::Pa;
-use crate::sync::Mutex;
+use crate::sync::{Mutex, MutexGuard};
 
 /// The UART; `None` until the boot code's successor has found one.
 static UART: Mutex<Option<Pl011<Mmio>>> = Mutex::new(None);
@@ -56,17 +58,35 @@ impl Write for Console {
     }
 }
 
-/// Writes whoever holds the console: for a core that will not return to let go of it.
-pub(super) struct Unlocked;
+/// The console in the hands of a core that is about to end EL2.
+pub(super) struct Seized(MutexGuard<'static, Option<Pl011<Mmio>>>);
 
-impl Write for Unlocked {
-    fn write_str(&mut self, text: &str) -> fmt::Result {
-        if UART.is_locked() {
+/// How long [`seize`] waits for a line of the log to end.
+const PATIENCE: Duration = Duration::from_millis(20);
+
+/// Takes the console, whoever holds it: perhaps this core, which then will not return to let go of it.
+pub(super) fn seize() -> Seized {
+    let clock = timer::Counter;
+    let end = clock.now().after(clock.frequency().ticks(PATIENCE));
+    loop {
+        if let Some(uart) = UART.try_lock() {
+            return Seized(uart);
+        }
+        if clock.now() > end {
             // SAFETY: the holder, if it is this core, never runs again; another core's line may be
             // torn, which a dying EL2 accepts. The lock protects nothing but the order of bytes.
             unsafe { UART.force_unlock() };
         }
-        Console.write_str(text)
+        barrier::relax();
+    }
+}
+
+impl Write for Seized {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        if let Some(uart) = self.0.as_mut() {
+            write(uart, text);
+        }
+        Ok(())
     }
 }
 

@@ -2,14 +2,19 @@
 //!
 //! The exception is a probe: an access that is expected to fault, and says how. `boot/probe.S` has
 //! the accesses; the vector comes back to their end with ESR_EL2.
+//!
+//! Each core has its own exception stack and its own probes. Cores that fail at the same time report
+//! one after the other, and the last one resets the board.
 
 use core::fmt::Write;
-
-use core::sync::atomic::{AtomicBool, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use core::time::Duration;
 
 use aarch64_cpu::registers::{ELR_EL2, ESR_EL2, FAR_EL2, Readable, SPSR_EL2, Writeable};
 
-use super::{console, firmware, registers};
+use super::smp::{MAX_CORES, this_core};
+use super::{barrier, console, firmware, registers, timer};
+use crate::backend::clock::Clock;
 
 /// x0 to x30 and SP_EL2, as the vector left them on the exception stack.
 #[repr(C, align(16))]
@@ -22,10 +27,15 @@ pub struct Dump {
 
 const KINDS: [&str; 4] = ["synchronous exception", "IRQ", "FIQ", "SError"];
 
-/// Set once a fault is being reported: a second one says no more.
-static REPORTING: AtomicBool = AtomicBool::new(false);
-/// Set while a probe is under way.
-static PROBING: AtomicBool = AtomicBool::new(false);
+/// The core that reports, counted from 1; 0 while nobody does.
+static REPORTER: AtomicUsize = AtomicUsize::new(0);
+/// Cores that have failed and not yet said how.
+static FAILED: AtomicUsize = AtomicUsize::new(0);
+/// How long a core waits for another one's report; at 115,200 baud it takes a tenth of a second.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// The cores on which a probe is under way.
+static PROBING: [AtomicBool; MAX_CORES] = [const { AtomicBool::new(false) }; MAX_CORES];
 
 core::arch::global_asm!(include_str!("../../boot/probe.S"));
 
@@ -53,10 +63,13 @@ pub enum Probe {
 /// The ESR_EL2 of the fault.
 ///
 /// # Safety
-/// Before any guest runs, because a fault loses TPIDR_EL2; on one core. If it does not fault: the
+/// Before this core runs a guest, because a fault loses TPIDR_EL2. If it does not fault: the
 /// access must be harmless, and the function called one that follows the C calling convention.
 pub unsafe fn probe(kind: Probe, address: usize) -> Result<(), u64> {
-    PROBING.store(true, Ordering::Relaxed);
+    let probing = PROBING.get(this_core());
+    if let Some(probing) = probing {
+        probing.store(true, Ordering::Relaxed);
+    }
     let access = match kind {
         Probe::Read => probe_read,
         Probe::Write => probe_write,
@@ -64,27 +77,24 @@ pub unsafe fn probe(kind: Probe, address: usize) -> Result<(), u64> {
     };
     // SAFETY: as the caller vouches; a fault comes back through `probe_fixup`.
     let esr = unsafe { access(address) };
-    PROBING.store(false, Ordering::Relaxed);
+    if let Some(probing) = probing {
+        probing.store(false, Ordering::Relaxed);
+    }
     if esr == 0 { Ok(()) } else { Err(esr) }
 }
 
 /// Where the vectors of EL2's own exceptions end. Returns only from a probe's fault.
 pub(super) extern "C" fn on_fatal(dump: &mut Dump, kind: u64) -> &mut Dump {
-    if PROBING.swap(false, Ordering::Relaxed) {
+    if PROBING.get(this_core()).is_some_and(|probing| probing.swap(false, Ordering::Relaxed)) {
         let [x0, ..] = &mut dump.x;
         *x0 = ESR_EL2.get();
         let fixup: unsafe extern "C" fn() = probe_fixup;
         ELR_EL2.set(fixup as usize as u64);
         return dump;
     }
-    if REPORTING.swap(true, Ordering::Relaxed) {
-        firmware::reset();
-        firmware::park()
-    }
-    console::open_default();
-    let mut out = console::Unlocked;
+    let mut out = begin_report();
     let name = KINDS.get(kind as usize & 3).unwrap_or(&"exception");
-    let _ = writeln!(out, "[sparkler] EL2 fault: {name}, vector {kind}");
+    let _ = writeln!(out, "[sparkler] EL2 fault: {name}, vector {kind}, core {}", this_core());
     let _ = writeln!(
         out,
         "  ESR_EL2 {:#018x}  ELR_EL2 {:#018x}  SPSR_EL2 {:#018x}",
@@ -101,6 +111,38 @@ pub(super) extern "C" fn on_fatal(dump: &mut Dump, kind: u64) -> &mut Dump {
     );
     write_registers(&mut out, &|n| dump.x.get(n).copied().unwrap_or(0));
     let _ = writeln!(out, "[sparkler] resetting the board");
+    end_report(out)
+}
+
+/// Waits until no other core reports, and takes the console, whoever has it. A fault of the report
+/// itself resets the board at once.
+fn begin_report() -> console::Seized {
+    let this = this_core() + 1;
+    if REPORTER.load(Ordering::Relaxed) == this {
+        reset()
+    }
+    FAILED.fetch_add(1, Ordering::Relaxed);
+    let clock = timer::Counter;
+    let end = clock.now().after(clock.frequency().ticks(PATIENCE));
+    while REPORTER.compare_exchange(0, this, Ordering::Acquire, Ordering::Relaxed).is_err() {
+        if clock.now() > end {
+            REPORTER.store(this, Ordering::Relaxed);
+            break;
+        }
+        barrier::relax();
+    }
+    console::open_default();
+    console::seize()
+}
+
+/// Lets the next core report; the last one resets the board.
+fn end_report(out: console::Seized) -> ! {
+    drop(out);
+    REPORTER.store(0, Ordering::Release);
+    if FAILED.fetch_sub(1, Ordering::Relaxed) > 1 { firmware::park() } else { reset() }
+}
+
+fn reset() -> ! {
     firmware::reset();
     firmware::park()
 }
@@ -116,10 +158,7 @@ pub(super) fn write_registers(out: &mut dyn Write, x: &dyn Fn(usize) -> u64) {
 
 /// Where EL2's own panics end: reported even if this core holds the console, then a reset.
 pub fn on_panic(info: &core::panic::PanicInfo<'_>) -> ! {
-    if !REPORTING.swap(true, Ordering::Relaxed) {
-        console::open_default();
-        let _ = writeln!(console::Unlocked, "[sparkler] EL2 {info}");
-    }
-    firmware::reset();
-    firmware::park()
+    let mut out = begin_report();
+    let _ = writeln!(out, "[sparkler] EL2 {info}");
+    end_report(out)
 }

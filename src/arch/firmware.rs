@@ -1,9 +1,11 @@
-//! The board's firmware: PSCI by SMC, where the board has it, for EL2's own end. A guest's calls never
-//! come here.
+//! The board's firmware: PSCI by SMC, where the board has it, for EL2's own cores and its end. A
+//! guest's calls never come here.
 
 use core::sync::atomic::{AtomicBool, Ordering};
 
 use smccc::{Smc, psci};
+
+use crate::memory::Pa;
 
 /// Whether SMC may be executed: without EL3 it is undefined.
 static PRESENT: AtomicBool = AtomicBool::new(true);
@@ -27,6 +29,11 @@ pub fn reset() {
     if PRESENT.load(Ordering::Relaxed) {
         let _ = psci::system_reset::<Smc>();
     }
+}
+
+/// Turns a core on (PSCI CPU_ON), to enter at `entry`. `None` if there is no firmware.
+pub(super) fn cpu_on(mpidr: u64, entry: Pa) -> Option<Result<(), psci::Error>> {
+    PRESENT.load(Ordering::Relaxed).then(|| psci::cpu_on::<Smc>(mpidr, entry.raw(), 0))
 }
 
 /// Waits for ever: nothing is left to do, and the board cannot be turned off.

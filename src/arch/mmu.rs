@@ -1,13 +1,14 @@
 //! EL2's own stage 1 (TTBR0_EL2, VMSAv8-64): the boot code has mapped the image, this maps RAM and
 //! devices into the windows of [`super::layout`].
 //!
-//! Mappings are only ever added, at boot, by one core; nothing is changed while it is live, so no
-//! break-before-make and no TLB maintenance is needed.
+//! All cores share the tables. Mappings are only ever added, by one core at a time; nothing is changed
+//! while it is live, so no break-before-make and no TLB maintenance is needed.
 
-use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicU64, Ordering};
 
 use super::layout::{self, descriptor};
 use crate::memory::{PAGE_SIZE, Pa};
+use crate::sync::Mutex;
 
 /// Tables besides the boot code's. RAM takes one per 512 GiB and two per ragged edge, devices one
 /// per 2 MiB they are in.
@@ -18,7 +19,8 @@ const ENTRIES: usize = 512;
 struct Table([AtomicU64; ENTRIES]);
 
 static POOL: [Table; TABLES] = [const { Table([const { AtomicU64::new(0) }; ENTRIES]) }; TABLES];
-static TAKEN: AtomicUsize = AtomicUsize::new(0);
+/// How many of them are in use; locked while a mapping is added.
+static TAKEN: Mutex<usize> = Mutex::new(0);
 /// Physical address of the image, to turn the address of a static into a physical one.
 static IMAGE: AtomicU64 = AtomicU64::new(0);
 
@@ -55,14 +57,15 @@ fn table_at(pa: u64) -> *const Table {
 }
 
 /// The table that `entry` points to; a new one if it points to none.
-fn next_table(entry: &AtomicU64) -> Result<&'static Table, MapError> {
+fn next_table(entry: &AtomicU64, taken: &mut usize) -> Result<&'static Table, MapError> {
     let present = entry.load(Ordering::Relaxed);
     if present & 1 != 0 {
         // SAFETY: valid non-leaf entries of this tree hold the address of a table of the pool or of
         // the boot tables, all of them statics in the image.
         return Ok(unsafe { &*table_at(present & descriptor::ADDRESS) });
     }
-    let table = POOL.get(TAKEN.fetch_add(1, Ordering::Relaxed)).ok_or(MapError::OutOfTables)?;
+    let table = POOL.get(*taken).ok_or(MapError::OutOfTables)?;
+    *taken += 1;
     let pa = image_pa(core::ptr::from_ref(table).addr()).raw();
     entry.store(pa | descriptor::TABLE_OR_PAGE, Ordering::Relaxed);
     Ok(table)
@@ -75,6 +78,7 @@ fn map(window: usize, pa: Pa, len: u64, attributes: u64) -> Result<(), MapError>
     let mut at = pa.raw() & !(PAGE_SIZE - 1);
     // SAFETY: the boot tables live for ever and are only accessed as atomics.
     let root = unsafe { &__boot_tables };
+    let mut taken = TAKEN.lock();
     while at < end {
         let va = window as u64 + at;
         let mut table = root;
@@ -95,7 +99,7 @@ fn map(window: usize, pa: Pa, len: u64, attributes: u64) -> Result<(), MapError>
                 at = (at & !(size - 1)) + size;
                 break;
             }
-            table = next_table(entry)?;
+            table = next_table(entry, &mut taken)?;
         }
     }
     super::barrier::tables_written();
@@ -116,4 +120,13 @@ pub fn map_ram(pa: Pa, len: u64) -> Result<(), MapError> {
 /// See [`MapError`]; what was mapped before the error stays.
 pub fn map_device(pa: Pa, len: u64) -> Result<(), MapError> {
     map(layout::DEVICE_BASE, pa, len, descriptor::REGISTERS)
+}
+
+/// Maps a part of the image that the boot code has left out: `len` bytes from `va` on.
+///
+/// # Errors
+/// See [`MapError`].
+pub(super) fn map_image(va: usize, len: usize) -> Result<(), MapError> {
+    let image = IMAGE.load(Ordering::Relaxed) as usize;
+    map(layout::IMAGE_BASE - image, image_pa(va), len as u64, descriptor::DATA)
 }

@@ -5,6 +5,7 @@
 //! | step | module |
 //! |---|---|
 //! | Reset to Rust | [`boot`], with the assembly in `boot/` |
+//! | The other cores | [`smp`]: started, and told apart |
 //! | EL2's own address space | [`layout`]: where EL2 sees what, and its registers; [`mmu`]: RAM and devices mapped |
 //! | Caches and ordering | [`cache`]: maintenance and bulk zeroing; [`barrier`]: barriers by name |
 //! | A guest on this core | [`guest`]: started, run, ended; [`el1`]: its EL1 registers and its traps; [`stage2`]: its address space |
@@ -38,5 +39,6 @@ pub mod mmio;
 pub mod mmu;
 pub mod pmu;
 pub mod registers;
+pub mod smp;
 pub mod stage2;
 pub mod timer;

@@ -9,6 +9,9 @@ use core::cell::UnsafeCell;
 use core::sync::atomic::{AtomicBool, Ordering};
 
 use semihosting::{print, println, process};
+use sparkler::arch::boot::BootInfo;
+use sparkler::arch::{layout, mmu};
+use sparkler::fdt::{Board, HEADER_LEN, blob_size};
 
 /// A test: `Err` says what was wrong. A panic fails the whole program.
 pub type Test = fn() -> Result<(), &'static str>;
@@ -34,6 +37,17 @@ pub fn on_own_stack(main: extern "C" fn() -> !) -> ! {
 /// What QEMU ends with if all tests passed; the runner knows it. Not 0, which is what it ends with
 /// if the board is turned off or reset.
 const PASSED: i32 = 77;
+
+/// What the board's device tree says.
+pub fn board(boot: BootInfo) -> Board<'static> {
+    let blob = |len| {
+        mmu::map_ram(boot.fdt, len as u64).expect("EL2 maps RAM");
+        // SAFETY: QEMU's device tree, which nobody writes to.
+        unsafe { core::slice::from_raw_parts(layout::linear(boot.fdt) as *const u8, len) }
+    };
+    let size = blob_size(blob(HEADER_LEN), boot.fdt).expect("a device tree");
+    Board::read(blob(size), boot.fdt).expect("a board")
+}
 
 /// Runs `tests` and ends QEMU with the verdict.
 pub fn run(tests: &[(&str, Test)]) -> ! {
