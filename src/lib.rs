@@ -41,7 +41,8 @@
 //! 1. `boot/header.S`: the boot loader finds an arm64 Image and enters it, x0 = device tree.
 //! 2. `boot/entry.S`: drops from EL3, or at EL1 says so and stops; zeroes .bss, maps the image
 //!    (text RX, constants R, data RW, guard pages under the stacks), turns the MMU on, jumps to the
-//!    link address, removes the identity map. The constants are in `arch::layout`.
+//!    link address, leaves the identity map. The constants are in `arch::layout`. Other cores come in
+//!    there too, when `arch::smp::start` has them started.
 //! 3. `arch::boot::rust_entry`, then the function named by `entry!`: `bringup::run`.
 //! 4. `bringup::board`: the tree is probed, mapped and read ([`fdt::Board::read`]); the console it
 //!    names is opened (`arch::console`).
@@ -139,8 +140,8 @@
 //! | SCR_EL3, CPTR_EL3, ICC_SRE_EL3, SPSR_EL3, ELR_EL3 | `boot/entry.S`, when entered at EL3 |
 //! | SCTLR_EL2, TCR_EL2, MAIR_EL2, TTBR0_EL2, VBAR_EL2 | `boot/entry.S`, from `arch::layout` |
 //! | ELR_EL2, SPSR_EL2, TPIDR_EL2 | `boot/vectors.S`; `arch::guest::Seat::start` |
-//! | HCR_EL2, CPTR_EL2, MDCR_EL2, HSTR_EL2, HCRX_EL2, CNTHCTL_EL2 | `arch::el1::set_traps`; HCR_EL2 first in `boot/entry.S` |
-//! | VPIDR_EL2, VMPIDR_EL2, CNTVOFF_EL2, `*_EL1`, `*_EL0` | `arch::el1::reset` |
+//! | HCR_EL2, CPTR_EL2, MDCR_EL2, HSTR_EL2, HCRX_EL2, CNTHCTL_EL2, VPIDR_EL2, MDSCR_EL1 | `arch::el1::set_traps`; HCR_EL2 first in `boot/entry.S` |
+//! | VMPIDR_EL2, CNTVOFF_EL2, `*_EL1`, `*_EL0` | `arch::context` |
 //! | ESR_EL1, ELR_EL1, SPSR_EL1, FAR_EL1 of an exception put into the guest; SP_EL0, SP_EL1 of a write-back | `arch::core` |
 //! | VTCR_EL2, VTTBR_EL2 | `arch::stage2` |
 //! | ICH_LR\<n\>_EL2, ICH_HCR_EL2 | `arch::list_registers` |

@@ -1,19 +1,12 @@
 //! The EL1 state of a vCPU that starts, and the traps it runs under. What a trap leads to is in
 //! [`crate::vm::exit`] and [`crate::cpu::sysreg`].
 
-use core::arch::asm;
+use aarch64_cpu::registers::{CNTHCTL_EL2, CPTR_EL2, HCR_EL2, Writeable};
 
-use aarch64_cpu::registers::{
-    CNTHCTL_EL2, CNTKCTL_EL1, CNTP_CTL_EL0, CNTPCT_EL0, CNTV_CTL_EL0, CNTVOFF_EL2, CPACR_EL1,
-    CPTR_EL2, ELR_EL1, ESR_EL1, FAR_EL1, HCR_EL2, MAIR_EL1, PAR_EL1, Readable, SCTLR_EL1, SP_EL0,
-    SP_EL1, SPSR_EL1, TCR_EL1, TTBR0_EL1, TTBR1_EL1, VBAR_EL1, Writeable,
-};
-
-use super::barrier;
+use super::context::El1Context;
 use super::registers as r;
-
-/// SCTLR_EL1 at reset: the RES1 bits of Armv8.0 (29, 28, 23, 22, 20, 11), everything off.
-const SCTLR_EL1_RESET: u64 = 0x30d0_0800;
+use super::{barrier, timer};
+use crate::backend::clock::Clock;
 
 /// Bits of HCR_EL2, by the names the Arm ARM gives them.
 mod hcr {
@@ -75,12 +68,15 @@ const MDCR_GUEST: u64 = 1 << 5 | 1 << 6 | 1 << 9 | 1 << 10 | 1 << 11 | 1 << 14 |
 /// CNTHCTL_EL2 with E2H = 0: EL1PCTEN and EL1PCEN. EL1 has the physical counter and its timer.
 const CNTHCTL_GUEST: u64 = 0b11;
 
-/// Sets the traps that all guests run under.
-pub(super) fn set_traps() {
+/// Sets up this core for guests: the traps that all run under, and what no guest can change. They read
+/// the core's own MIDR_EL1; MDSCR_EL1, which traps, leaves debug exceptions off.
+pub fn set_traps() {
     HCR_EL2.set(HCR_GUEST);
     CPTR_EL2.set(CPTR_GUEST);
     r::MDCR_EL2::set(r::MDCR_EL2::get() & 0x1f | MDCR_GUEST);
     r::HSTR_EL2::set(0);
+    r::VPIDR_EL2::set(r::MIDR_EL1::get());
+    r::MDSCR_EL1::set(0);
     CNTHCTL_EL2.set(CNTHCTL_GUEST);
     // FEAT_HCX (ID_AA64MMFR1_EL1.HCX): nothing of what it adds is offered.
     if r::ID_AA64MMFR1_EL1::get() >> 40 & 0xf != 0 {
@@ -100,58 +96,7 @@ pub(super) fn set_traps() {
 }
 
 /// Puts the EL1 and EL0 registers of this core into their reset state, for a vCPU that reads
-/// `mpidr` as its MPIDR_EL1. Its virtual counter starts at zero (CNTVOFF_EL2); its physical one is
-/// the board's.
-///
-/// The architecture leaves most of these unknown at reset. They are zeroed so that nothing of an
-/// earlier guest, or of EL2's loader, can be read.
+/// `mpidr` as its MPIDR_EL1 and whose virtual counter starts at zero now.
 pub(super) fn reset(mpidr: u64) {
-    r::VPIDR_EL2::set(r::MIDR_EL1::get());
-    r::VMPIDR_EL2::set(mpidr);
-    CNTV_CTL_EL0.set(0);
-    CNTP_CTL_EL0.set(0);
-    CNTVOFF_EL2.set(CNTPCT_EL0.get());
-    SCTLR_EL1.set(SCTLR_EL1_RESET);
-    CPACR_EL1.set(0);
-    TCR_EL1.set(0);
-    TTBR0_EL1.set(0);
-    TTBR1_EL1.set(0);
-    MAIR_EL1.set(0);
-    VBAR_EL1.set(0);
-    ELR_EL1.set(0);
-    SPSR_EL1.set(0);
-    ESR_EL1.set(0);
-    FAR_EL1.set(0);
-    PAR_EL1.set(0);
-    SP_EL0.set(0);
-    SP_EL1.set(0);
-    CNTKCTL_EL1.set(0);
-    r::AMAIR_EL1::set(0);
-    r::AFSR0_EL1::set(0);
-    r::AFSR1_EL1::set(0);
-    r::CONTEXTIDR_EL1::set(0);
-    r::CSSELR_EL1::set(0);
-    r::MDSCR_EL1::set(0);
-    r::TPIDR_EL0::set(0);
-    r::TPIDRRO_EL0::set(0);
-    r::TPIDR_EL1::set(0);
-    clear_fp();
-    barrier::isb();
-}
-
-/// Zeroes V0 to V31, FPCR and FPSR: the last guest's must not be this one's.
-fn clear_fp() {
-    // SAFETY: EL2 is built without FP and SIMD; nothing of Rust lives in these registers.
-    unsafe {
-        asm!(
-            ".arch_extension fp",
-            ".arch_extension simd",
-            ".irp n, 0,1,2,3,4,5,6,7,8,9,10,11,12,13,14,15,16,17,18,19,20,21,22,23,24,25,26,27,28,29,30,31",
-            "movi v\\n\\().2d, #0",
-            ".endr",
-            "msr fpcr, xzr",
-            "msr fpsr, xzr",
-            options(nostack, nomem, preserves_flags)
-        );
-    }
+    El1Context::reset(mpidr, timer::Counter.now()).restore();
 }

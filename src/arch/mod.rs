@@ -8,7 +8,7 @@
 //! | The other cores | [`smp`]: started, and told apart |
 //! | EL2's own address space | [`layout`]: where EL2 sees what, and its registers; [`mmu`]: RAM and devices mapped |
 //! | Caches and ordering | [`cache`]: maintenance and bulk zeroing; [`barrier`]: barriers by name |
-//! | A guest on this core | [`guest`]: started, run, ended; [`el1`]: its EL1 registers and its traps; [`stage2`]: its address space |
+//! | A guest on this core | [`guest`]: started, run, ended; [`el1`]: its EL1 registers and its traps; [`context`]: its EL1 state while another runs; [`stage2`]: its address space |
 //! | Exits | [`exception`]: vectors in, the vCPU to resume out; [`core`]: this core as the portable exit handling sees it |
 //! | Interrupts | [`interrupts`]: physical ones served; [`gic`]: the physical GICv3; [`list_registers`]: what it lends the virtual one |
 //! | Time | [`timer`]: the counter and EL2's timer; [`pmu`]: instructions counted |
@@ -24,6 +24,7 @@ pub mod barrier;
 pub mod boot;
 pub mod cache;
 pub mod console;
+pub mod context;
 pub mod core;
 pub mod el1;
 pub mod exception;

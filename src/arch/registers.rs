@@ -43,6 +43,10 @@ macro_rules! system_register {
 system_register! {
     /// EL2 physical timer compare value.
     CNTHP_CVAL_EL2 = "CNTHP_CVAL_EL2";
+    /// EL1 virtual timer control.
+    CNTV_CTL_EL0 = "CNTV_CTL_EL0";
+    /// EL1 physical timer control.
+    CNTP_CTL_EL0 = "CNTP_CTL_EL0";
     /// Interrupt Acknowledge, group 1.
     ICC_IAR1_EL1 = "ICC_IAR1_EL1";
     /// End Of Interrupt, group 1: with EOImode 1, the priority drop.
@@ -113,8 +117,6 @@ system_register! {
     ICH_VTR_EL2 = "ICH_VTR_EL2";
     /// What the guest reads as MIDR_EL1.
     VPIDR_EL2 = "VPIDR_EL2";
-    /// What the guest reads as MPIDR_EL1.
-    VMPIDR_EL2 = "VMPIDR_EL2";
     /// Address of the last stage-2 fault: IPA bits from 12 up, in bits from 4 up.
     HPFAR_EL2 = "HPFAR_EL2";
     /// Hypervisor debug control.
@@ -145,26 +147,8 @@ system_register! {
     PMEVCNTR0_EL0 = "PMEVCNTR0_EL0";
     /// Counter 1.
     PMEVCNTR1_EL0 = "PMEVCNTR1_EL0";
-    /// EL1 auxiliary fault status and memory attributes.
-    AMAIR_EL1 = "AMAIR_EL1";
-    /// EL1 context.
-    CONTEXTIDR_EL1 = "CONTEXTIDR_EL1";
-    /// EL1 auxiliary control.
-    ACTLR_EL1 = "ACTLR_EL1";
-    /// EL1 cache selection.
-    CSSELR_EL1 = "CSSELR_EL1";
-    /// EL1 auxiliary fault status 0.
-    AFSR0_EL1 = "AFSR0_EL1";
-    /// EL1 auxiliary fault status 1.
-    AFSR1_EL1 = "AFSR1_EL1";
     /// Monitor debug system control.
     MDSCR_EL1 = "MDSCR_EL1";
-    /// EL0 read-write thread register.
-    TPIDR_EL0 = "TPIDR_EL0";
-    /// EL0 read-only thread register.
-    TPIDRRO_EL0 = "TPIDRRO_EL0";
-    /// EL1 thread register.
-    TPIDR_EL1 = "TPIDR_EL1";
     /// Processor feature register 0.
     ID_AA64PFR0_EL1 = "ID_AA64PFR0_EL1";
     /// Processor feature register 1.
@@ -177,6 +161,8 @@ system_register! {
     ID_AA64MMFR1_EL1 = "ID_AA64MMFR1_EL1";
     /// Instruction set feature register 1.
     ID_AA64ISAR1_EL1 = "ID_AA64ISAR1_EL1";
+    /// Instruction set feature register 2.
+    ID_AA64ISAR2_EL1 = "S3_0_C0_C6_2";
     /// Main ID.
     MIDR_EL1 = "MIDR_EL1";
     /// DC ZVA block size.
