@@ -138,6 +138,13 @@ pub(super) struct Bank {
     pub(super) slot: [u8; 32],
     /// Physical INTID of an interrupt in `hw`.
     physical: [u16; 32],
+    /// SGIs that are pending once for each sender: GICv2's 16, none of GICv3's.
+    pub(super) per_sender: u32,
+    /// Of those: the vCPUs, one bit each, whose SGI waits outside the list registers. Somebody is
+    /// in it while the SGI is in `latch`.
+    senders: [u8; 16],
+    /// Of those: the vCPU whose SGI is in the list register, or active.
+    sender: [u8; 16],
 }
 
 impl Bank {
@@ -160,10 +167,17 @@ impl Bank {
         running: [0; 32],
         slot: [0; 32],
         physical: [0; 32],
+        per_sender: 0,
+        senders: [0; 16],
+        sender: [0; 16],
     };
 
     /// SGIs and PPIs of one vCPU at power-on.
     pub(super) const PRIVATE: Self = Self { edge: PRIVATE_EDGES, ..Self::SPIS };
+
+    /// As [`PRIVATE`](Self::PRIVATE) in a GICv2, where SGIs know their sender and cannot be disabled.
+    pub(super) const PRIVATE_V2: Self =
+        Self { per_sender: PRIVATE_EDGES, enabled: PRIVATE_EDGES, ..Self::PRIVATE };
 
     /// Inputs that stay pending without a latch: high lines of level-sensitive interrupts, and
     /// physical interrupts that wait.
@@ -309,6 +323,9 @@ impl Bank {
     #[inline]
     pub(super) fn compose_pending(&mut self, intid: IntId) -> ListRegister {
         let (bit, mask) = (intid.bit(), intid.mask());
+        if self.per_sender & mask != 0 {
+            return self.compose_pending_sgi(intid);
+        }
         let latched = self.latch & mask;
         self.latch ^= latched;
         self.lr_latch |= latched;
@@ -331,7 +348,12 @@ impl Bank {
     ) -> ListRegister {
         let (bit, mask) = (intid.bit(), intid.mask());
         let wanted = (self.latch | self.lr_latch) & mask;
-        let latched = if deliverable { wanted } else { 0 };
+        // One list register has room for one sender.
+        let per_sender = self.per_sender & mask != 0;
+        let latched = if deliverable && !per_sender { wanted } else { 0 };
+        if per_sender {
+            self.put_back_sender(bit);
+        }
         self.latch = (self.latch & !mask) | (wanted ^ latched);
         self.lr_latch = (self.lr_latch & !mask) | latched;
         let hw = self.hw & mask != 0;
@@ -342,8 +364,92 @@ impl Bank {
         if hw && latched == 0 && self.hw_pending & mask == 0 {
             lr.with_physical(self.physical_of(bit))
         } else {
-            lr.with_eoi_maintenance(hw || self.asserted() & mask != 0)
+            // What stays pending outside is due, here or on another vCPU, after the deactivation.
+            let left = self.asserted() & mask != 0 || wanted != latched;
+            let lr = lr.with_eoi_maintenance(hw || left);
+            if per_sender { lr.with_sender(self.sender_of(bit)) } else { lr }
         }
+    }
+
+    /// Takes a listed interrupt out of its list register; what was pending there is latched here.
+    #[inline]
+    pub(super) fn unlist(&mut self, bit: u32) {
+        let mask = 1 << bit;
+        if self.per_sender & mask != 0 {
+            self.put_back_sender(bit);
+        }
+        self.listed &= !mask;
+        self.latch |= self.lr_latch & mask;
+        self.lr_latch &= !mask;
+    }
+
+    /// Adds `senders`, one bit a vCPU, to those whose SGI `bit` is pending. GICv2 only.
+    pub(super) fn add_senders(&mut self, bit: u32, senders: u8) {
+        if let Some(waiting) = self.senders.get_mut(bit as usize) {
+            *waiting |= senders;
+            self.latch |= u32::from(senders != 0) << bit;
+        }
+    }
+
+    /// The SGI `bit` of these senders is no longer pending. GICv2 only.
+    pub(super) fn remove_senders(&mut self, bit: u32, senders: u8) {
+        let listed = 1u8 << (self.sender_of(bit) & 7);
+        if let Some(waiting) = self.senders.get_mut(bit as usize) {
+            let mask = 1 << bit;
+            *waiting &= !senders;
+            if *waiting == 0 {
+                self.latch &= !mask;
+            }
+            if senders & listed != 0 {
+                self.lr_latch &= !mask;
+            }
+        }
+    }
+
+    /// Those whose SGI `bit` is pending, in a list register or not. GICv2 only.
+    pub(super) fn senders_of(&self, bit: u32) -> u8 {
+        let listed = (self.lr_latch >> (bit & 31) & 1) as u8;
+        let waiting = self.senders.get(bit as usize).copied().unwrap_or(0);
+        waiting | listed << (self.sender_of(bit) & 7)
+    }
+
+    fn sender_of(&self, bit: u32) -> u8 {
+        self.sender.get(bit as usize).copied().unwrap_or(0)
+    }
+
+    /// The SGI that is pending in the list register waits with the others again.
+    fn put_back_sender(&mut self, bit: u32) {
+        if self.lr_latch & 1 << bit != 0 {
+            let sender = 1 << (self.sender_of(bit) & 7);
+            if let Some(waiting) = self.senders.get_mut(bit as usize) {
+                *waiting |= sender;
+            }
+        }
+    }
+
+    /// [`compose_pending`](Self::compose_pending) for an SGI with senders: one goes into the list
+    /// register, the lowest-numbered first, and stays there; the others follow after its end.
+    #[cold]
+    #[inline(never)]
+    fn compose_pending_sgi(&mut self, intid: IntId) -> ListRegister {
+        let (bit, mask) = (intid.bit(), intid.mask());
+        if let (Some(waiting), Some(sender)) =
+            (self.senders.get_mut(bit as usize), self.sender.get_mut(bit as usize))
+        {
+            if self.lr_latch & mask == 0 {
+                *sender = waiting.trailing_zeros() as u8 & 7;
+                *waiting &= waiting.wrapping_sub(1);
+                self.lr_latch |= mask;
+            }
+            // What the listed sender has sent again meanwhile is the same interrupt.
+            *waiting &= !(1 << (*sender & 7));
+            let others = u32::from(*waiting != 0) << bit;
+            self.latch = self.latch & !mask | others;
+        }
+        let group1 = self.group1 & mask != 0;
+        ListRegister::new(intid, State::Pending, self.priority_of(bit), group1)
+            .with_eoi_maintenance(self.latch & mask != 0)
+            .with_sender(self.sender_of(bit))
     }
 }
 

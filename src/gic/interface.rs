@@ -1,9 +1,9 @@
 //! One vCPU's side of the virtual GIC: its own interrupts, and what is in its list registers.
 
-use super::VcpuIndex;
 use super::bank::{Bank, SparseSet, WORDS, Words};
 use super::irq::IntId;
 use super::list_register::{ListRegister, MAX_LIST_REGISTERS, Maintenance};
+use super::{GicVersion, VcpuIndex};
 
 /// GICR_WAKER.ProcessorSleep.
 pub(super) const PROCESSOR_SLEEP: u32 = 1 << 1;
@@ -47,9 +47,12 @@ pub(super) struct VcpuInterface {
 }
 
 impl VcpuInterface {
-    pub(super) const fn new(index: u8) -> Self {
+    pub(super) const fn new(index: u8, version: GicVersion) -> Self {
         Self {
-            private: Bank::PRIVATE,
+            private: match version {
+                GicVersion::V2 => Bank::PRIVATE_V2,
+                GicVersion::V3 => Bank::PRIVATE,
+            },
             lists: Lists::new(),
             affinity: Affinity(index as u64),
             waker: PROCESSOR_SLEEP | CHILDREN_ASLEEP,
@@ -112,6 +115,14 @@ impl Lists {
         self.words |= 1 << word;
         self.dirty = true;
         true
+    }
+
+    /// Has the next flush look at what is listed of a word; answers whether there is anything.
+    pub(super) fn look_again(&mut self, word: usize) -> bool {
+        let listed = self.listed.get(word);
+        self.attention.insert(word, listed);
+        self.dirty |= listed != 0;
+        listed != 0
     }
 
     /// Everything may have changed.

@@ -18,6 +18,8 @@ const EOI: u64 = 1 << 41;
 const PINTID_SHIFT: u32 = 32;
 /// `ICH_LR<n>_EL2` has 13 bits; INTIDs of physical PPIs and SPIs need 10.
 const PINTID_MASK: u64 = 0x3ff;
+/// Where the virtual INTID of a GICv2's SGI has its sender, as GICC_IAR shows it.
+const SENDER_SHIFT: u32 = 10;
 
 /// The state of a listed interrupt, `ICH_LR<n>_EL2.State`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -69,6 +71,12 @@ impl ListRegister {
         if wanted { Self(self.0 | EOI) } else { self }
     }
 
+    /// The same, an SGI of a GICv2 that vCPU `sender` (0 to 7) has sent: bits 12:10.
+    #[inline]
+    pub const fn with_sender(self, sender: u8) -> Self {
+        Self(self.0 & !(7 << SENDER_SHIFT) | (sender as u64 & 7) << SENDER_SHIFT)
+    }
+
     /// From the `ICH_LR<n>_EL2` layout.
     #[inline]
     pub const fn from_bits(bits: u64) -> Self {
@@ -81,7 +89,7 @@ impl ListRegister {
         self.0
     }
 
-    /// The virtual INTID field as it stands, 32 bits.
+    /// The virtual INTID field as it stands, 32 bits: with the sender in a GICv2's SGI.
     #[inline]
     pub const fn vintid(self) -> u32 {
         self.0 as u32

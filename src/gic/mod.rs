@@ -9,6 +9,8 @@
 //! - `registers`: the meaning of each class of registers (I\[SC\]ENABLER, IPRIORITYR, ...), on a
 //!   vCPU and a word of 32 interrupts, so that front ends only translate offsets.
 //! - `v3`: GICD and GICR frames. `sgi`: ICC_SGI1R_EL1.
+//! - [`v2`]: GICv2's GICD frame, and the format of its list registers. A GICv2 guest's CPU interface
+//!   is the hardware's GICV, which stage 2 maps where the guest has its GICC.
 //!
 //! # How it is driven
 //!
@@ -22,6 +24,13 @@
 //! All methods need the whole [`Vgic`], which is right for one vCPU and correct behind one lock for
 //! more. No method waits or calls back, so the lock is held for a bounded time and never across a
 //! guest's run. The list registers given must be those of the vCPU named, on the core it runs on.
+//!
+//! An access of one vCPU that concerns what another, running elsewhere, has in list registers:
+//! a write takes effect when that vCPU flushes, and the answer names it. Until then it may still
+//! acknowledge an interrupt that has just been disabled or cleared, as on hardware it might while the
+//! write was on its way. A read of pending or active state sees what it did up to its last flush,
+//! and has it flush.
+//!
 //! State kept per vCPU is in its own structure, touched by other vCPUs only to note a change; SPIs
 //! are shared. A vCPU that leaves its core calls [`Vgic::unload`], so parked vCPUs have all state
 //! here.
@@ -33,6 +42,7 @@ pub mod list_register;
 mod registers;
 mod schedule;
 mod sgi;
+pub mod v2;
 mod v3;
 
 #[cfg(test)]
@@ -72,22 +82,44 @@ impl VcpuIndex {
     }
 }
 
+/// What the guest's interrupt controller is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum GicVersion {
+    /// GICv2: SGIs have senders, SPIs target sets of CPU interfaces.
+    V2,
+    /// GICv3 with affinity routing.
+    V3,
+}
+
 /// A VM's interrupt controller.
 #[derive(Debug)]
 pub struct Vgic {
     /// GICD_CTLR's EnableGrp0 and EnableGrp1.
     ctlr: u32,
+    version: GicVersion,
+    /// vCPUs whose list registers were needed by a read and could not be seen.
+    stale: VcpuSet,
     /// vCPUs that exist, at least 1.
     vcpu_count: usize,
     spis: [Bank; WORDS - 1],
-    /// GICD_IROUTER, by word - 1 and bit.
-    routes: [[Affinity; 32]; WORDS - 1],
+    /// GICD_IROUTER, in a GICv2 GICD_ITARGETSR, by word - 1 and bit.
+    routes: [[u64; 32]; WORDS - 1],
     vcpus: [VcpuInterface; MAX_VCPUS],
 }
 
 impl Vgic {
-    /// A GIC at power-on for `vcpus` vCPUs (1 to [`MAX_VCPUS`]; clamped), with affinity 0.0.0.n.
+    /// A GICv3 at power-on for `vcpus` vCPUs (1 to [`MAX_VCPUS`]; clamped), with affinity 0.0.0.n.
     pub const fn new(vcpus: usize) -> Self {
+        Self::with_version(GicVersion::V3, vcpus)
+    }
+
+    /// A GICv2 at power-on. vCPU n is CPU interface n.
+    pub const fn new_v2(vcpus: usize) -> Self {
+        Self::with_version(GicVersion::V2, vcpus)
+    }
+
+    /// [`new`](Self::new) or [`new_v2`](Self::new_v2).
+    pub const fn with_version(version: GicVersion, vcpus: usize) -> Self {
         let vcpu_count = match vcpus {
             0 => 1,
             MAX_VCPUS.. => MAX_VCPUS,
@@ -95,28 +127,47 @@ impl Vgic {
         };
         let mut vgic = Self {
             ctlr: 0,
+            version,
+            stale: VcpuSet::EMPTY,
             vcpu_count,
             spis: [const { Bank::SPIS }; WORDS - 1],
-            routes: [[Affinity::from_mpidr(0); 32]; WORDS - 1],
+            routes: [[0; 32]; WORDS - 1],
             vcpus: [
-                VcpuInterface::new(0),
-                VcpuInterface::new(1),
-                VcpuInterface::new(2),
-                VcpuInterface::new(3),
-                VcpuInterface::new(4),
-                VcpuInterface::new(5),
-                VcpuInterface::new(6),
-                VcpuInterface::new(7),
+                VcpuInterface::new(0, version),
+                VcpuInterface::new(1, version),
+                VcpuInterface::new(2, version),
+                VcpuInterface::new(3, version),
+                VcpuInterface::new(4, version),
+                VcpuInterface::new(5, version),
+                VcpuInterface::new(6, version),
+                VcpuInterface::new(7, version),
             ],
         };
-        // Out of reset every SPI is routed to affinity 0.0.0.0: the boot vCPU.
-        let [_, others @ ..] = &mut vgic.vcpus;
-        let mut rest: &mut [VcpuInterface] = others;
+        // Out of reset every SPI is routed to affinity 0.0.0.0, the boot vCPU; in a GICv2 to nobody,
+        // if there is a choice.
+        let nobody = matches!(version, GicVersion::V2) && vcpu_count > 1;
+        let mut rest: &mut [VcpuInterface] = &mut vgic.vcpus;
+        let mut is_boot = true;
         while let [vcpu, tail @ ..] = rest {
-            vcpu.lists.routed = bank::Words::PRIVATE;
+            if nobody || !is_boot {
+                vcpu.lists.routed = bank::Words::PRIVATE;
+            }
+            is_boot = false;
             rest = tail;
         }
         vgic
+    }
+
+    /// What the guest sees.
+    #[inline]
+    pub const fn version(&self) -> GicVersion {
+        self.version
+    }
+
+    /// How many vCPUs there are.
+    #[inline]
+    pub const fn vcpus(&self) -> usize {
+        self.vcpu_count
     }
 
     /// Gives `vcpu` another affinity, which its MPIDR_EL1 must show. For set-up, before the guest
@@ -136,10 +187,16 @@ impl Vgic {
                 lrs.deactivate_physical(spis.physical_of(bit));
             }
         }
+        self.reset_unloaded();
+    }
+
+    /// As [`reset`](Self::reset) when every vCPU has been unloaded: from any core.
+    pub fn reset_unloaded(&mut self) {
         self.ctlr = 0;
+        self.stale = VcpuSet::EMPTY;
         for (index, interface) in self.vcpus.iter_mut().enumerate() {
             let (affinity, line) = (interface.affinity, interface.private.line);
-            *interface = VcpuInterface::new(index as u8);
+            *interface = VcpuInterface::new(index as u8, self.version);
             interface.affinity = affinity;
             interface.private.line = line;
         }
@@ -148,8 +205,34 @@ impl Vgic {
             *spis = Bank::SPIS;
             spis.line = line;
         }
-        self.routes = [[Affinity::default(); 32]; WORDS - 1];
+        self.routes = [[0; 32]; WORDS - 1];
         self.reroute_all();
+    }
+
+    /// Reads `width` bytes at `offset` of the GICD frame. `vcpu` is the one that reads, and runs on
+    /// this core with `lrs`. What other vCPUs did to interrupts in their list registers since their
+    /// last flush is not seen; those it matters of are in the answer of the next
+    /// [`flush`](Self::flush) of `vcpu`, which is then needed.
+    #[inline]
+    pub fn gicd_read<L: ListRegisters>(
+        &mut self,
+        vcpu: VcpuIndex,
+        offset: u64,
+        width: u32,
+        lrs: &mut L,
+    ) -> u64 {
+        match self.version {
+            GicVersion::V3 => self.gicd_read_v3(vcpu, offset, width, lrs),
+            GicVersion::V2 => self.gicd_read_v2(vcpu, offset, width, lrs),
+        }
+    }
+
+    /// `vcpu` writes the `width` lowest bytes of `value` at `offset` of the GICD frame.
+    pub fn gicd_write(&mut self, vcpu: VcpuIndex, offset: u64, width: u32, value: u64) -> VcpuSet {
+        match self.version {
+            GicVersion::V3 => self.gicd_write_v3(offset, width, value),
+            GicVersion::V2 => self.gicd_write_v2(vcpu, offset, width, value),
+        }
     }
 
     /// Whether [`flush`](Self::flush) has something to do: a load and a test, for the exit path.
@@ -159,8 +242,8 @@ impl Vgic {
     }
 
     /// Brings the list registers of `vcpu` up to date, before it is entered. The answer is of other
-    /// vCPUs that got something to deliver by it (an SPI whose routing changed); empty with one
-    /// vCPU.
+    /// vCPUs that got something to deliver by it (an SPI whose routing changed), or whose list
+    /// registers a register read of `vcpu` has asked for; empty with one vCPU.
     #[inline]
     pub fn flush<L: ListRegisters>(&mut self, vcpu: VcpuIndex, lrs: &mut L) -> VcpuSet {
         self.scheduler(vcpu, lrs).flush();
@@ -324,7 +407,7 @@ impl Vgic {
     /// Tells other vCPUs of SPIs that have left this one.
     #[inline]
     fn hand_over(&mut self, vcpu: VcpuIndex) -> VcpuSet {
-        let mut set = VcpuSet::EMPTY;
+        let mut set = core::mem::take(&mut self.stale);
         while let Some((word, mask)) = self.interface_mut(vcpu).lists.moved.take_word() {
             set.merge(self.touch(vcpu, word, mask));
         }
@@ -339,18 +422,25 @@ impl Vgic {
     }
 
     /// As [`reroute_all`](Self::reroute_all), for some interrupts of a word. A route to an affinity
-    /// that no vCPU has leads nowhere: the SPI stays pending.
+    /// that no vCPU has, or to no CPU interface, leads nowhere: the SPI stays pending.
     fn reroute(&mut self, word: usize, mask: u32) {
         let Some(routes) = self.routes.get(word.wrapping_sub(1)) else {
             return;
         };
         for (index, interface) in self.vcpus.iter_mut().enumerate() {
             let mut routed = 0;
-            for (bit, route) in routes.iter().enumerate() {
-                routed |= u32::from(*route == interface.affinity && index < self.vcpu_count) << bit;
+            for bit in irq::Bits(mask) {
+                let route = routes.get(bit as usize).copied().unwrap_or(0);
+                let here = match self.version {
+                    GicVersion::V3 => route == interface.affinity.bits(),
+                    GicVersion::V2 if self.vcpu_count == 1 => true,
+                    // Of several targets the lowest-numbered.
+                    GicVersion::V2 => route.trailing_zeros() == index as u32,
+                };
+                routed |= u32::from(here && index < self.vcpu_count) << bit;
             }
             interface.lists.routed.clear(word, mask);
-            interface.lists.routed.set(word, routed & mask);
+            interface.lists.routed.set(word, routed);
         }
     }
 

@@ -160,7 +160,7 @@ impl Machine {
         self.vgic.gicr_read(VcpuIndex::BOOT, offset, width, &mut self.core)
     }
     pub(super) fn gicd_write(&mut self, offset: u64, width: u32, value: u64) {
-        let _ = self.vgic.gicd_write(offset, width, value);
+        let _ = self.vgic.gicd_write(VcpuIndex::BOOT, offset, width, value);
     }
     pub(super) fn gicr_write(&mut self, offset: u64, width: u32, value: u64) {
         let _ = self.vgic.gicr_write(offset, width, value);

@@ -71,18 +71,32 @@ impl Vgic {
         }
     }
 
-    /// Another vCPU's list registers cannot be read from here: what it did since its last exit is
-    /// not seen, as if the read had come first.
+    /// Takes note of what the guest did in the list registers that hold interrupts of `word`.
+    ///
+    /// Those of another vCPU cannot be read from here: what it did since its last flush is not seen
+    /// by this read, as if the read had come first. It is made to flush (the next
+    /// [`Vgic::flush`] of `vcpu` names it), so that a guest that polls sees it in the end.
     #[inline(never)]
-    fn fold<L: ListRegisters>(
+    pub(super) fn fold<L: ListRegisters>(
         &mut self,
         owner: VcpuIndex,
         word: usize,
         vcpu: VcpuIndex,
         lrs: &mut L,
     ) {
+        let mut stale = VcpuSet::EMPTY;
+        for (index, interface) in self.vcpus.iter_mut().enumerate().take(self.vcpu_count) {
+            let concerned = index != vcpu.get() && (word != 0 || index == owner.get());
+            if concerned && interface.lists.look_again(word) {
+                stale.insert(VcpuIndex(index as u8));
+            }
+        }
         if word != 0 || owner == vcpu {
             self.sync(vcpu, lrs);
+        }
+        if !stale.is_empty() {
+            self.stale.merge(stale);
+            self.interface_mut(vcpu).lists.dirty = true;
         }
     }
 
@@ -107,15 +121,18 @@ impl Vgic {
                 changed
             }
             BitRegister::ClearEnable => {
-                let changed = value & bank.enabled;
-                bank.enabled &= !value;
+                let changed = value & bank.enabled & !bank.per_sender;
+                bank.enabled &= !changed;
                 changed
             }
+            // GICv2's SGIs have registers of their own for it.
             BitRegister::SetPending => {
+                let value = value & !bank.per_sender;
                 bank.latch |= value;
                 value
             }
             BitRegister::ClearPending => {
+                let value = value & !bank.per_sender;
                 bank.latch &= !value;
                 bank.lr_latch &= !value;
                 value
@@ -223,19 +240,33 @@ impl Vgic {
     /// GICD_IROUTER.
     pub(super) fn read_route(&self, word: usize, bit: usize) -> u64 {
         let routes = self.routes.get(word.wrapping_sub(1));
-        routes.and_then(|routes| routes.get(bit)).map_or(0, |route| route.bits())
+        routes.and_then(|routes| routes.get(bit)).copied().unwrap_or(0)
     }
 
-    /// GICD_IROUTER. Interrupt_Routing_Mode does not exist (GICD_TYPER.No1N).
+    /// GICD_IROUTER. Interrupt_Routing_Mode does not exist (GICD_TYPER.No1N): the affinity counts.
     pub(super) fn write_route(&mut self, word: usize, bit: usize, value: u64) -> VcpuSet {
-        let routes = self.routes.get_mut(word.wrapping_sub(1));
-        let Some(route) = routes.and_then(|routes| routes.get_mut(bit)) else {
+        self.change_routes(word, 1 << (bit & 31), |routes| {
+            if let Some(route) = routes.get_mut(bit) {
+                *route = value & Affinity::MASK;
+            }
+        })
+    }
+
+    /// Changes where the SPIs `mask` of `word` go. The vCPUs concerned are those that they leave,
+    /// in whose list registers they may be, and those that they go to.
+    pub(super) fn change_routes(
+        &mut self,
+        word: usize,
+        mask: u32,
+        change: impl FnOnce(&mut [u64; 32]),
+    ) -> VcpuSet {
+        if !is_spi_word(word) {
             return VcpuSet::EMPTY;
-        };
-        *route = Affinity::from_mpidr(value);
-        let mask = 1 << (bit & 31);
-        // Both the vCPU it leaves, in whose list registers it may be, and the one it goes to.
+        }
         let mut set = self.touch(VcpuIndex::BOOT, word, mask);
+        if let Some(routes) = self.routes.get_mut(word.wrapping_sub(1)) {
+            change(routes);
+        }
         self.reroute(word, mask);
         set.merge(self.touch(VcpuIndex::BOOT, word, mask));
         set

@@ -257,9 +257,7 @@ impl<'a, L: ListRegisters> Scheduler<'a, L> {
         let (intid, _) = self.lists.written(n);
         let (word, mask) = (intid.word(), intid.mask());
         let bank = bank!(self, word);
-        bank.listed &= !mask;
-        bank.latch |= bank.lr_latch & mask;
-        bank.lr_latch &= !mask;
+        bank.unlist(intid.bit());
         if bank.active & mask != 0 {
             self.lists.unlisted_active.insert(word, mask);
         }
@@ -374,8 +372,8 @@ impl<'a, L: ListRegisters> Scheduler<'a, L> {
         let bank = bank!(self, intid.word());
         bank.listed |= intid.mask();
         bank.set_slot(intid.bit(), n);
-        self.lrs.write(n, lr);
         self.lists.occupy(n, intid, lr);
+        self.lrs.write(n, lr);
     }
 
     /// The candidate with the lowest priority value; of equals the lowest INTID.

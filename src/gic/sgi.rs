@@ -1,6 +1,6 @@
 //! Software-generated interrupts: ICC_SGI1R_EL1 and its siblings, trapped at EL2.
 
-use super::{VcpuIndex, VcpuSet, Vgic};
+use super::{GicVersion, VcpuIndex, VcpuSet, Vgic};
 
 /// ICC_SGI1R_EL1 (Arm IHI 0069, "ICC_SGI1R_EL1"); ICC_SGI0R_EL1 and ICC_ASGI1R_EL1 are alike.
 #[derive(Clone, Copy)]
@@ -28,7 +28,8 @@ impl SgiRequest {
 }
 
 impl Vgic {
-    /// `from` wrote `value` to ICC_SGI1R_EL1. Targets that do not exist are ignored.
+    /// `from` wrote `value` to ICC_SGI1R_EL1. Targets that do not exist are ignored; a GICv2 has no
+    /// such register.
     pub fn send_sgi(&mut self, from: VcpuIndex, value: u64) -> VcpuSet {
         self.generate(from, SgiRequest(value), u32::MAX)
     }
@@ -41,6 +42,9 @@ impl Vgic {
 
     fn generate(&mut self, from: VcpuIndex, request: SgiRequest, group1: u32) -> VcpuSet {
         let mut set = VcpuSet::EMPTY;
+        if self.version != GicVersion::V3 {
+            return set;
+        }
         let mask = 1 << request.intid();
         for (index, interface) in self.vcpus.iter_mut().enumerate().take(self.vcpu_count) {
             let target = if request.all_others() {

@@ -7,6 +7,7 @@ use super::*;
 mod overflow;
 mod physical;
 mod random;
+mod random_several;
 mod several;
 
 const ISENABLER: u64 = 0x100;

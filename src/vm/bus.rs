@@ -137,7 +137,8 @@ impl Vcpu<'_> {
             Target::Distributor(offset) => {
                 self.exits.gic += 1;
                 let width = width.bytes() as u32;
-                vm.interrupt(self.index, host, |gic, _| gic.gicd_write(offset, width, value));
+                let vcpu = self.index;
+                vm.interrupt(vcpu, host, |gic, _| gic.gicd_write(vcpu, offset, width, value));
             }
             Target::Redistributor(offset) => {
                 self.exits.gic += 1;

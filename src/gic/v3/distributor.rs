@@ -25,10 +25,8 @@ const fn priority_at(offset: u64) -> (usize, u32) {
 }
 
 impl Vgic {
-    /// Reads `width` bytes at `offset` of the GICD frame. `vcpu` is the one that runs on this core
-    /// with `lrs`.
     #[inline]
-    pub fn gicd_read<L: ListRegisters>(
+    pub(in super::super) fn gicd_read_v3<L: ListRegisters>(
         &mut self,
         vcpu: VcpuIndex,
         offset: u64,
@@ -80,8 +78,12 @@ impl Vgic {
         }
     }
 
-    /// Writes the `width` lowest bytes of `value` at `offset` of the GICD frame.
-    pub fn gicd_write(&mut self, offset: u64, width: u32, value: u64) -> VcpuSet {
+    pub(in super::super) fn gicd_write_v3(
+        &mut self,
+        offset: u64,
+        width: u32,
+        value: u64,
+    ) -> VcpuSet {
         let half_value = value as u32;
         let word = (offset as usize >> 2) & 31;
         match (width, offset) {

@@ -3,7 +3,7 @@
 use super::super::interface::{CHILDREN_ASLEEP, PROCESSOR_SLEEP};
 use super::super::list_register::ListRegisters;
 use super::super::registers::BitRegister;
-use super::super::{VcpuIndex, VcpuSet, Vgic};
+use super::super::{GicVersion, VcpuIndex, VcpuSet, Vgic};
 use super::{GICR_STRIDE, IIDR, half, id_register};
 
 const IIDR_OFFSET: u64 = 0x0004;
@@ -79,10 +79,11 @@ impl Vgic {
         }
     }
 
-    /// Whose frames `offset` is in, and the offset within them.
+    /// Whose frames `offset` is in (a GICv2 has none), and the offset within them.
     fn frames_at(&self, offset: u64) -> Option<(VcpuIndex, u64)> {
         let owner = usize::try_from(offset / GICR_STRIDE).ok().and_then(VcpuIndex::new)?;
-        (owner.get() < self.vcpu_count).then_some((owner, offset % GICR_STRIDE))
+        (owner.get() < self.vcpu_count && self.version == GicVersion::V3)
+            .then_some((owner, offset % GICR_STRIDE))
     }
 
     fn gicr_typer(&self, owner: VcpuIndex) -> u64 {
