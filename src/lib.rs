@@ -101,7 +101,7 @@
 //! - *To the guest*: a device's event changes [`gic::Vgic`] ([`pulse`](gic::Vgic::pulse),
 //!   [`set_level`](gic::Vgic::set_level)) through [`vm::Vm::interrupt`], and
 //!   [`flush`](gic::Vgic::flush) lists the most urgent ones in list registers
-//!   ([`gic::ListRegisters`], on hardware `arch::list_registers`). What does not fit waits; the
+//!   ([`gic::ListRegisters`], on hardware `arch::gic::list_registers`). What does not fit waits; the
 //!   maintenance interrupt asks for more ([`gic::Vgic::on_maintenance`]). The guest acknowledges
 //!   and ends interrupts at the virtual CPU interface, without an exit.
 //! - *Physical*: `arch::exception::on_irq`, `arch::interrupts::serve`. The guest's timers are
@@ -144,7 +144,7 @@
 //! | VMPIDR_EL2, CNTVOFF_EL2, `*_EL1`, `*_EL0` | `arch::context` |
 //! | ESR_EL1, ELR_EL1, SPSR_EL1, FAR_EL1 of an exception put into the guest; SP_EL0, SP_EL1 of a write-back | `arch::core` |
 //! | VTCR_EL2, VTTBR_EL2 | `arch::stage2` |
-//! | ICH_LR\<n\>_EL2, ICH_HCR_EL2 | `arch::list_registers` |
+//! | ICH_LR\<n\>_EL2, ICH_HCR_EL2 | `arch::gic::list_registers` |
 //! | `ICC_*`, ICH_VMCR_EL2, ICH_AP\<n\>R0_EL2, ICH_HCR_EL2 at reset, the board's `GICD_*` and `GICR_*` | `arch::gic` |
 //! | CNTHP_CTL_EL2, CNTHP_CVAL_EL2 | `arch::timer` |
 //! | PMCR_EL0, PMEVTYPER\<n\>_EL0 | `arch::pmu` |

@@ -16,12 +16,9 @@ mod guest;
 #[cfg(target_os = "none")]
 mod on_target {
     use sparkler::arch::gic::MAINTENANCE_INTID;
+    use sparkler::arch::gic::list_registers::CoreListRegisters;
     use sparkler::arch::interrupts::VIRTUAL_TIMER_INTID;
-    use sparkler::arch::list_registers::GicV3ListRegisters;
-    use sparkler::arch::registers::{
-        ICH_HCR_EL2, ICH_LR0_EL2, ICH_LR1_EL2, ICH_LR2_EL2, ICH_LR3_EL2, ICH_VTR_EL2,
-    };
-    use sparkler::gic::{IntId, ListRegister, ListRegisters, Maintenance, State};
+    use sparkler::gic::{GicVersion, IntId, ListRegister, ListRegisters, Maintenance, State};
     use sparkler::vm::Host;
     use sparkler::vm::exit::Next;
     use spin::Mutex;
@@ -36,7 +33,7 @@ mod on_target {
 
     type Outcome = Result<(), &'static str>;
 
-    /// What ICC_IAR1_EL1 reads where there is no interrupt.
+    /// What the acknowledge register reads where there is no interrupt.
     const NONE: u64 = 1023;
     const TIMER_BIT: u32 = 1 << VIRTUAL_TIMER_INTID;
 
@@ -58,12 +55,7 @@ mod on_target {
     static SNAPSHOTS: Mutex<heapless::Vec<Snapshot, 16>> = Mutex::new(heapless::Vec::new());
 
     fn take_snapshot(_: Store) {
-        let registers =
-            [ICH_LR0_EL2::get(), ICH_LR1_EL2::get(), ICH_LR2_EL2::get(), ICH_LR3_EL2::get()];
-        let snapshot = Snapshot {
-            list_registers: registers.map(ListRegister::from_bits),
-            active: gic::active(),
-        };
+        let snapshot = Snapshot { list_registers: gic::list_registers(), active: gic::active() };
         SNAPSHOTS.lock().push(snapshot).expect("a payload with fewer snapshots");
     }
 
@@ -93,9 +85,9 @@ mod on_target {
     }
 
     fn all_list_registers_hold_what_was_written() -> Outcome {
-        let mut lrs = GicV3ListRegisters::new();
+        let mut lrs = gic::physical().list_registers();
         let count = lrs.count();
-        check(count == (ICH_VTR_EL2::get() & 0x1f) as usize + 1, "another number of them")?;
+        check(count == gic::list_register_count(), "another number of them")?;
         check(count >= 4, "the tests need four")?;
         let all = (1u32 << count) - 1;
         check(lrs.empty() & all == all, "they are not empty at first")?;
@@ -108,23 +100,23 @@ mod on_target {
         for n in 0..count {
             check(lrs.read(n) == value(n), "it does not hold what was written")?;
         }
-        let lrs = GicV3ListRegisters::new();
+        let lrs = gic::physical().list_registers();
         check(lrs.empty() & all == all, "they are not empty in the end")
     }
 
     fn maintenance_is_asked_for_and_the_interface_stays_on() -> Outcome {
-        let mut lrs = GicV3ListRegisters::new();
-        let hcr = |lrs: &mut GicV3ListRegisters, no_pending, unlisted_active| {
+        let mut lrs = gic::physical().list_registers();
+        let hcr = |lrs: &mut CoreListRegisters, no_pending, unlisted_active| {
             lrs.set_maintenance(Maintenance { no_pending, unlisted_active });
-            ICH_HCR_EL2::get() & 0xf
+            gic::hcr() & 0xf
         };
         check(hcr(&mut lrs, true, false) == 0b1001, "NPIE")?;
         check(hcr(&mut lrs, false, true) == 0b0101, "LRENPIE")?;
         check(hcr(&mut lrs, false, false) == 0b0001, "none")?;
-        ICH_HCR_EL2::set(5 << 27 | 1);
+        gic::set_hcr(5 << 27 | 1);
         check(lrs.take_eoi_count() == 5, "EOIcount is not what it was")?;
         check(lrs.take_eoi_count() == 0, "EOIcount is counted twice")?;
-        check(ICH_HCR_EL2::get() == 1, "the interface is off")
+        check(gic::hcr() == 1, "the interface is off")
     }
 
     fn a_list_register_ended_with_maintenance_waits_to_be_seen_to() -> Outcome {
@@ -149,13 +141,17 @@ mod on_target {
         let mut guest = guest();
         let snapshots = run(&mut guest, label!(timer_rounds))?;
         results(&guest, &[27, 27, 27])?;
-        check(guest.exits().interrupts == 3, "not one exit for each expiry")?;
+        check(guest.exits().interrupts == gic::exits_of_timer(3), "not one exit for each expiry")?;
         check(snapshots.len() == 9, "not three looks at each")?;
         for round in snapshots.chunks(3) {
             let [before, acknowledged, ended] = round else { return Err("not three looks") };
             let lr = before.holding(VIRTUAL_TIMER_INTID).ok_or("it is not listed")?;
             check(lr.state() == State::Pending, "it is not pending")?;
-            check(lr.physical() == Some(27), "it is not tied to the physical one")?;
+            // QEMU's GICv2 gets no HW = 1 (arch::gic::v2).
+            check(
+                lr.physical() == Some(27) || gic::version() == GicVersion::V2,
+                "it is not tied to the physical one",
+            )?;
             check(before.active & TIMER_BIT != 0, "the physical one is not active")?;
             let lr = acknowledged.holding(VIRTUAL_TIMER_INTID).ok_or("it is gone")?;
             check(lr.state() == State::Active, "it is not active")?;
@@ -224,6 +220,13 @@ mod on_target {
         let _ = expected.extend_from_slice(&NESTED.map(u64::from));
         let mut left = active(&NESTED);
         let _ = expected.extend_from_slice(&[left, left]);
+        if gic::version() == GicVersion::V2 {
+            // GICV_DIR cannot be trapped: of those outside the list registers the hardware says how
+            // many, not which. In the end none is active.
+            results(&guest, &expected)?;
+            check(guest.result(13) == 0, "one is still active")?;
+            return check(guest.result(14) == NONE, "one came again");
+        }
         for intid in [42, 45, 40, 41, 44, 43] {
             left &= !active(&[intid]);
             let _ = expected.push(left);

@@ -34,6 +34,13 @@ pub fn with_devices() {
     unsafe { asm!("dmb osh", options(nostack, preserves_flags)) }
 }
 
+/// Memory writes before are seen by the core that takes the interrupt sent after (DSB ISHST).
+#[inline(always)]
+pub fn before_sgi() {
+    // SAFETY: as above.
+    unsafe { asm!("dsb ishst", options(nostack, preserves_flags)) }
+}
+
 /// System-register writes before are in effect after (ISB).
 #[inline(always)]
 pub fn isb() {

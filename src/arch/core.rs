@@ -8,7 +8,8 @@ use aarch64_cpu::registers::{
     SPSR_EL1, VBAR_EL1, Writeable,
 };
 
-use super::list_registers::GicV3ListRegisters;
+use super::gic::PhysicalGic;
+use super::gic::list_registers::CoreListRegisters;
 use super::registers::{HPFAR_EL2, ID_AA64MMFR1_EL1, ID_AA64PFR1_EL1};
 use super::{barrier, console, id_registers, timer};
 use crate::backend::clock::{Clock, Ticks};
@@ -28,7 +29,7 @@ const NEVER: Ticks = Ticks(u64::MAX);
 /// One core at EL2.
 #[derive(Debug)]
 pub struct Core {
-    lrs: GicV3ListRegisters,
+    lrs: CoreListRegisters,
     tick: Ticks,
     features: PstateFeatures,
     /// When EL2's timer fires; [`NEVER`] if it does not.
@@ -39,10 +40,10 @@ pub struct Core {
 
 impl Core {
     /// This core, its list registers empty.
-    pub fn new() -> Self {
+    pub fn new(gic: &PhysicalGic) -> Self {
         let (pfr1, mmfr1) = (ID_AA64PFR1_EL1::get(), ID_AA64MMFR1_EL1::get());
         Self {
-            lrs: GicV3ListRegisters::new(),
+            lrs: gic.list_registers(),
             tick: timer::Counter.frequency().ticks(TICK),
             features: PstateFeatures::from_id_registers(pfr1, mmfr1),
             wake: NEVER,
@@ -57,12 +58,6 @@ impl Core {
     }
 }
 
-impl Default for Core {
-    fn default() -> Self {
-        Self::new()
-    }
-}
-
 impl IdRegisters for Core {
     fn read(&self, register: SystemRegister) -> u64 {
         let [.., crm, op2] = register.encoding();
@@ -71,10 +66,10 @@ impl IdRegisters for Core {
 }
 
 impl Host for Core {
-    type ListRegisters = GicV3ListRegisters;
+    type ListRegisters = CoreListRegisters;
 
     #[inline(always)]
-    fn list_registers(&mut self) -> &mut GicV3ListRegisters {
+    fn list_registers(&mut self) -> &mut CoreListRegisters {
         &mut self.lrs
     }
 

@@ -4,7 +4,7 @@ use core::arch::asm;
 
 use super::console::Console;
 use super::core::Core;
-use super::gic::{PhysicalGic, reset_virtual_interface};
+use super::gic::{PhysicalGic, VirtualInterface};
 use super::interrupts::{Doorbell, MAX_DOORBELLS, PHYSICAL_TIMER_INTID, VIRTUAL_TIMER_INTID};
 use super::{barrier, cache, el1, fault, firmware, pmu, stage2, timer};
 use crate::backend::clock::Clock;
@@ -100,7 +100,7 @@ impl Seat {
         for intid in [VIRTUAL_TIMER_INTID, PHYSICAL_TIMER_INTID] {
             plan.gic.clear_active(intid);
         }
-        reset_virtual_interface();
+        plan.gic.restore_interface(&VirtualInterface::RESET);
         self.vcpu.registers = GuestRegisters::new();
         self.vcpu.registers.set(Register::from_bits(0), placement.fdt.raw());
         self.vcpu.registers.pc = placement.kernel.raw();

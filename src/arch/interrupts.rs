@@ -71,9 +71,11 @@ const ALL_CAUSES: u32 = 0b11;
 /// Serves what is pending.
 pub(super) fn serve(seat: &mut Seat) {
     let (vm, index) = (seat.vcpu.vm, seat.vcpu.index);
+    let gic = seat.plan.gic;
     for _ in 0..BATCH {
-        let Some(intid) = gic::acknowledge() else { break };
-        gic::drop_priority(intid);
+        let Some(acknowledged) = gic.acknowledge() else { break };
+        gic.drop_priority(acknowledged);
+        let intid = acknowledged.intid();
         match intid {
             VIRTUAL_TIMER_INTID | PHYSICAL_TIMER_INTID => {
                 // Stays active: the guest's own deactivation ends it (list register with HW = 1).
@@ -88,17 +90,17 @@ pub(super) fn serve(seat: &mut Seat) {
                     vgic.on_maintenance(index);
                     VcpuSet::EMPTY
                 });
-                gic::deactivate(intid);
+                gic.deactivate(acknowledged);
             }
             timer::TIMER_INTID => {
                 seat.core.timer_has_fired();
-                gic::deactivate(intid);
+                gic.deactivate(acknowledged);
                 vm.on_timer(index, &mut seat.core);
             }
             _ => {
                 seat.vcpu.exits.doorbells += 1;
                 answer(seat, intid);
-                gic::deactivate(intid);
+                gic.deactivate(acknowledged);
             }
         }
     }

@@ -32,6 +32,16 @@ impl Mmio {
         Self { base: self.base + offset, len: self.len - offset }
     }
 
+    /// Its length in bytes.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether there is nothing in it.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
     #[inline(always)]
     fn register<T>(&self, offset: usize) -> Option<*mut T> {
         let inside = offset + size_of::<T>() <= self.len && offset & (size_of::<T>() - 1) == 0;

@@ -53,6 +53,8 @@ system_register! {
     ICC_EOIR1_EL1 = "ICC_EOIR1_EL1";
     /// Deactivate Interrupt.
     ICC_DIR_EL1 = "ICC_DIR_EL1";
+    /// Generate a group 1 SGI.
+    ICC_SGI1R_EL1 = "ICC_SGI1R_EL1";
     /// CPU interface control.
     ICC_CTLR_EL1 = "ICC_CTLR_EL1";
     /// Priority mask.

@@ -6,7 +6,7 @@ use core::time::Duration;
 
 use sparkler::arch::boot::BootInfo;
 use sparkler::arch::core::Core;
-use sparkler::arch::gic::{MAINTENANCE_INTID, PhysicalGic, REDISTRIBUTOR_SIZE};
+use sparkler::arch::gic::{Frames, MAINTENANCE_INTID, PhysicalGic};
 use sparkler::arch::guest::{Plan, Seat, power_off};
 use sparkler::arch::interrupts::{
     Doorbell, MAX_DOORBELLS, PHYSICAL_TIMER_INTID, Source, VIRTUAL_TIMER_INTID,
@@ -18,7 +18,7 @@ use sparkler::backend::clock::Clock;
 use sparkler::cpu::sysreg::Limits;
 use sparkler::fdt::guest::GUEST_FDT_LEN;
 use sparkler::fdt::{Board, Gic, Module, Trigger};
-use sparkler::gic::{VcpuIndex, Vgic};
+use sparkler::gic::{GicVersion, VcpuIndex, Vgic};
 use sparkler::memory::stage2::{Attributes, Geometry, Stage2, Vmid};
 use sparkler::memory::{FramePool, GuestMemory, PAGE_SIZE, PaRange, RamMap, SharedSlice};
 use sparkler::rate_limit::RateLimit;
@@ -65,7 +65,8 @@ pub(super) fn run(boot: BootInfo, board: Board<'static>, tree: PaRange) -> ! {
     let modules = modules(&board, &mut pool);
     let Some(ram) = free.largest(BLOCK) else { stop(format_args!("no RAM is left for a guest")) };
     let Some(memory) = take(&mut free, ram.len) else { stop(format_args!("EL2 cannot map RAM")) };
-    let stage2 = match address_space(memory, &mut pool) {
+    let gic = interrupt_controller(&board);
+    let stage2 = match address_space(memory, cpu_interface(&board, &gic), &mut pool) {
         Ok(tables) => tables,
         Err(error) => stop(format_args!("stage 2: {error}")),
     };
@@ -74,10 +75,13 @@ pub(super) fn run(boot: BootInfo, board: Board<'static>, tree: PaRange) -> ! {
         stop(format_args!("the guest's RAM does not fit its map"));
     }
 
-    let gic = interrupt_controller(&board);
     let mut doorbells = heapless::Vec::<Doorbell, MAX_DOORBELLS>::new();
-    let limits = Limits { ipa_bits: stage2.geometry().ipa_bits(), gic_system_registers: true };
-    let Some(vm) = machine(guest_memory, limits, clock(&board)) else {
+    let version = gic.version();
+    let limits = Limits {
+        ipa_bits: stage2.geometry().ipa_bits(),
+        gic_system_registers: version == GicVersion::V3,
+    };
+    let Some(vm) = machine(guest_memory, limits, version, clock(&board)) else {
         stop(format_args!("EL2's arena is too small for the VM"));
     };
     plug_disk(vm, &board, &mut pool, &mut doorbells);
@@ -125,11 +129,12 @@ pub(super) fn run(boot: BootInfo, board: Board<'static>, tree: PaRange) -> ! {
 fn machine(
     memory: GuestMemory<'static>,
     limits: Limits,
+    version: GicVersion,
     clock: Pl031,
 ) -> Option<&'static mut Vm<'static>> {
     let interval = Counter.frequency().ticks(WARNING_INTERVAL);
     let log_limit = RateLimit::new(WARNING_BURST, interval);
-    place(|| Vm::new("vm0", memory, limits, Vgic::new(1), clock, log_limit))
+    place(|| Vm::new("vm0", memory, limits, Vgic::with_version(version, 1), clock, log_limit))
 }
 
 #[inline(never)]
@@ -139,7 +144,8 @@ fn seat(
     plan: Plan,
 ) -> Option<&'static mut Seat> {
     let vcpu = Vcpu::new(VcpuIndex::BOOT, vm, ExitCounts::default());
-    place(|| Seat { vcpu, core: Core::new(), doorbells, plan })
+    let core = Core::new(&plan.gic);
+    place(|| Seat { vcpu, core, doorbells, plan })
 }
 
 /// The board's disk, as the guest's first virtio device.
@@ -208,43 +214,53 @@ fn modules(board: &Board<'static>, pool: &mut FramePool<'static>) -> Modules<'st
     }
 }
 
-/// A stage 2 with all of `memory` at the guest's RAM address.
+/// What of a GICv2 board's GICV the guest gets for its GICC.
+fn cpu_interface(board: &Board<'_>, gic: &PhysicalGic) -> Option<PaRange> {
+    let Some(Gic::V2 { virtual_cpu, .. }) = &board.gic else { return None };
+    let frame = virtual_cpu.and_then(|frame| gic.guest_cpu_interface(frame));
+    if frame.is_none() {
+        stop(format_args!("the board's GICv2 has no virtual CPU interface"));
+    }
+    frame
+}
+
+/// A stage 2 with all of `memory` at the guest's RAM address, and a GICv2's CPU interface.
 fn address_space(
     memory: SharedSlice<'static>,
+    cpu_interface: Option<PaRange>,
     pool: &mut FramePool<'static>,
 ) -> Result<Stage2<'static>, sparkler::memory::stage2::Stage2Error> {
     let geometry = Geometry::widest(layout::IPA_BITS, stage2::pa_range())?;
     let mut tables = Stage2::new(pool, geometry, Vmid::new(1))?;
     let len = memory.len() as u64;
     tables.map(pool, &stage2::Tlbs, layout::RAM, memory.pa(), len, Attributes::RAM)?;
+    if let Some(frame) = cpu_interface {
+        let (ipa, attributes) = (layout::GICC, Attributes::DEVICE);
+        tables.map(pool, &stage2::Tlbs, ipa, frame.base, frame.len, attributes)?;
+    }
     Ok(tables)
 }
 
 /// The board's interrupt controller, brought up.
 fn interrupt_controller(board: &Board<'_>) -> PhysicalGic {
-    let (distributor, redistributors) = match &board.gic {
-        Some(Gic::V3 { distributor, redistributors, .. }) => (*distributor, redistributors),
-        Some(Gic::V2 { .. }) => stop(format_args!("the board has a GICv2; a GICv3 is needed")),
+    let frames = match &board.gic {
+        Some(Gic::V3 { distributor, redistributors, .. }) => {
+            Frames::V3 { distributor: *distributor, redistributors }
+        }
+        Some(Gic::V2 { distributor, cpu_interface, hypervisor: Some(hypervisor), .. }) => {
+            Frames::V2 {
+                distributor: *distributor,
+                cpu_interface: *cpu_interface,
+                hypervisor: *hypervisor,
+            }
+        }
+        Some(Gic::V2 { .. }) => {
+            stop(format_args!("the board's GICv2 has no virtualization extensions"))
+        }
         None => stop(format_args!("the device tree has no interrupt controller that is known")),
     };
-    let frame = |n: usize| {
-        let mut offset = n as u64 * REDISTRIBUTOR_SIZE as u64;
-        for region in redistributors {
-            if offset < region.len {
-                let at = region.base.checked_add(offset)?;
-                // SAFETY: redistributor frames, which do no DMA while LPIs are off.
-                return unsafe { Mmio::map(at, REDISTRIBUTOR_SIZE) }.ok();
-            }
-            offset -= region.len;
-        }
-        None
-    };
-    // SAFETY: the tree has a distributor there, which does no DMA.
-    let Ok(distributor) = (unsafe { Mmio::map(distributor.base, distributor.len as usize) }) else {
-        stop(format_args!("EL2 cannot map the interrupt controller"));
-    };
-    // SAFETY: both are this board's, by its device tree.
-    match unsafe { PhysicalGic::init(distributor, frame) } {
+    // SAFETY: they are this board's, by its device tree; EL2 has the board to itself.
+    match unsafe { PhysicalGic::init(&frames) } {
         Ok(gic) => gic,
         Err(error) => stop(format_args!("the interrupt controller cannot be used: {error}")),
     }

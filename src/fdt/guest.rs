@@ -31,7 +31,7 @@ pub struct GuestTree<'a> {
 /// A guest's interrupt controller.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum GuestGic {
-    /// GICv2: 64 KiB each.
+    /// GICv2: a distributor of 64 KiB, and 8 KiB of CPU interface.
     V2 {
         /// GICD.
         distributor: Ipa,
@@ -74,6 +74,7 @@ const RTC_SPI: u32 = 2;
 const TIMER_PPIS: [u32; 4] = [13, 14, 11, 10];
 
 const GIC_FRAME_LEN: u64 = 0x1_0000;
+const GICC_LEN: u64 = 0x2000;
 const REDISTRIBUTOR_LEN: u64 = 0x2_0000;
 const PRIMECELL_LEN: u64 = 0x1000;
 const PRIMECELL_CLOCK_HZ: u32 = 24_000_000;
@@ -177,7 +178,7 @@ impl GuestTree<'_> {
                 fdt.begin_node(format_args!("intc@{:x}", distributor.raw()))?;
                 fdt.str("compatible", "arm,cortex-a15-gic")?;
                 let (distributor, cpu_interface) = (distributor.raw(), cpu_interface.raw());
-                fdt.u64s("reg", &[distributor, GIC_FRAME_LEN, cpu_interface, GIC_FRAME_LEN])?;
+                fdt.u64s("reg", &[distributor, GIC_FRAME_LEN, cpu_interface, GICC_LEN])?;
             }
             GuestGic::V3 { distributor, redistributors } => {
                 fdt.begin_node(format_args!("intc@{:x}", distributor.raw()))?;
@@ -349,7 +350,7 @@ mod tests {
             board.gic,
             Some(Gic::V2 {
                 distributor: PaRange::new(0x0800_0000, 0x1_0000),
-                cpu_interface: PaRange::new(0x0801_0000, 0x1_0000),
+                cpu_interface: PaRange::new(0x0801_0000, 0x2000),
                 hypervisor: None,
                 virtual_cpu: None,
                 maintenance: None,

@@ -5,6 +5,7 @@ use super::loader::Placement;
 use super::machine::{MAX_DEVICES, Vm};
 use crate::fdt::WriteError;
 use crate::fdt::guest::{GuestGic, GuestSlot, GuestTree};
+use crate::gic::GicVersion;
 use crate::memory::Ipa;
 use crate::memory::guest::MAX_REGIONS;
 
@@ -36,7 +37,14 @@ impl Vm<'_> {
             cpus: &[0],
             bootargs,
             initrd: placement.ramdisk.map(|(start, end)| (start, end.raw() - start.raw())),
-            gic: GuestGic::V3 { distributor: layout::GICD, redistributors: layout::GICR },
+            gic: match self.gic_version() {
+                GicVersion::V2 => {
+                    GuestGic::V2 { distributor: layout::GICD, cpu_interface: layout::GICC }
+                }
+                GicVersion::V3 => {
+                    GuestGic::V3 { distributor: layout::GICD, redistributors: layout::GICR }
+                }
+            },
             uart: Some(layout::UART),
             rtc: Some(layout::RTC),
             virtio: &virtio,

@@ -10,7 +10,11 @@ use crate::virtio::transport::REGION_SIZE;
 pub const GICD: Ipa = Ipa::new(0x0800_0000);
 /// Size of the distributor frame.
 pub const GICD_SIZE: u64 = gic::GICD_SIZE;
-/// First redistributor.
+/// CPU interface of a GICv2.
+pub const GICC: Ipa = Ipa::new(0x0801_0000);
+/// Size of the CPU interface frame.
+pub const GICC_SIZE: u64 = gic::v2::GICC_SIZE;
+/// First redistributor of a GICv3.
 pub const GICR: Ipa = Ipa::new(0x080a_0000);
 /// Size of one vCPU's redistributor frames.
 pub const GICR_SIZE: u64 = gic::GICR_STRIDE;

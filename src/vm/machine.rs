@@ -19,7 +19,7 @@ use super::stats::ExitCounts;
 use crate::backend::clock::Ticks;
 use crate::cpu::GuestRegisters;
 use crate::cpu::sysreg::Limits;
-use crate::gic::{IntId, VcpuIndex, VcpuSet, Vgic};
+use crate::gic::{GicVersion, IntId, VcpuIndex, VcpuSet, Vgic};
 use crate::memory::GuestMemory;
 use crate::rate_limit::RateLimit;
 use crate::sync::Mutex;
@@ -209,6 +209,11 @@ impl<'m> Vm<'m> {
             let _ = gic.flush(vcpu, lrs);
         }
         result
+    }
+
+    /// What its interrupt controller is.
+    pub fn gic_version(&self) -> GicVersion {
+        self.gic.lock().version()
     }
 
     /// Changes interrupt state, and lists what the vCPU on this core must now see.

@@ -17,7 +17,7 @@ use sparkler::backend::clock::Clock;
 use sparkler::backend::clock::Ticks;
 use sparkler::cpu::{GuestRegisters, Register, sysreg::Limits};
 use sparkler::fdt::guest::GUEST_FDT_LEN;
-use sparkler::gic::{VcpuIndex, Vgic};
+use sparkler::gic::{GicVersion, VcpuIndex, Vgic};
 use sparkler::memory::stage2::{Attributes, Geometry, Stage2, Vmid};
 use sparkler::memory::{FramePool, GuestMemory, Ipa, PAGE_SIZE, SharedSlice};
 use sparkler::rate_limit::RateLimit;
@@ -175,16 +175,22 @@ impl Guest {
         kernel.write_bytes(0, image).expect("room");
 
         let gic = gic::physical();
+        if let Some(frame) = gic.guest_cpu_interface(gic::VIRTUAL_CPU) {
+            tables
+                .map(&mut pool, &Tlbs, layout::GICC, frame.base, frame.len, Attributes::DEVICE)
+                .expect("GICV is mapped");
+        }
         for intid in [VIRTUAL_TIMER_INTID, PHYSICAL_TIMER_INTID, MAINTENANCE_INTID, TIMER_INTID] {
             gic.enable(intid, false);
         }
         let modules = Modules { kernel, ramdisk: None, bootargs: "" };
         let scratch = ram::place([0u8; GUEST_FDT_LEN]);
         let stage2 = Registers::new(&tables);
+        let core = Core::new(&gic);
         let plan = Plan { modules, scratch, stage2, gic, on_end };
         let vm = machine(memory, geometry);
         let vcpu = Vcpu::new(VcpuIndex::BOOT, vm, ExitCounts::default());
-        let seat = Seat { vcpu, core: Core::new(), doorbells: heapless::Vec::new(), plan };
+        let seat = Seat { vcpu, core, doorbells: heapless::Vec::new(), plan };
         Self { seat: ram::place(seat), kernel, memory, gic, pool, tables }
     }
 
@@ -266,11 +272,20 @@ impl Guest {
 fn machine(memory: SharedSlice<'static>, geometry: Geometry) -> &'static Vm<'static> {
     let mut guest_memory = GuestMemory::new();
     assert!(guest_memory.add(layout::RAM, memory).is_ok());
-    let limits = Limits { ipa_bits: geometry.ipa_bits(), gic_system_registers: true };
+    let limits = Limits {
+        ipa_bits: geometry.ipa_bits(),
+        gic_system_registers: gic::version() == GicVersion::V3,
+    };
     let clock = Pl031::new(0, Counter.now(), Counter.frequency());
     let log_limit = RateLimit::new(8, Ticks(1));
-    let vm =
-        ram::place(Vm::new("test", guest_memory.clone(), limits, Vgic::new(1), clock, log_limit));
+    let vm = ram::place(Vm::new(
+        "test",
+        guest_memory.clone(),
+        limits,
+        Vgic::with_version(gic::version(), 1),
+        clock,
+        log_limit,
+    ));
     let front = ram::place(Front);
     assert_eq!(vm.plug(MmioTransport::new(front, guest_memory)), Some(0));
     vm

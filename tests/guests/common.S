@@ -5,10 +5,12 @@
 // - x28 = RESULTS, where a payload leaves 64-bit values for the test
 // - a synchronous exception is written down and stepped over, or goes on at `resume_at`'s label;
 //   it changes x24 to x27
+// - what asks the interrupt controller changes x17 and x29
 // - an IRQ goes to the address in x23, with nothing saved
 
     .equ    STACK_TOP,  0x40100000
     .equ    RESULTS,    0x40100000
+    .equ    GICC_AT,    0x40107ff0      // GICC of a GICv2, or 0: a GICv3
     .equ    RESUME,     0x40107ff8      // where to go on after the next exception, unless 0
     .equ    EXCEPTIONS, 0x40108000      // their number, then five words of each
     .equ    MAX_EXCEPTIONS, 64
@@ -16,6 +18,7 @@
     .equ    DEVICE,     0x0f000100      // configuration space of the test device
     .equ    HOLE,       0x10000000      // nothing is mapped here
     .equ    GICD,       0x08000000
+    .equ    GICC,       0x08010000
     .equ    GICR,       0x080a0000
     .equ    UART,       0x09000000
     .equ    RTC,        0x09010000
@@ -74,6 +77,9 @@
     .irp word, 1,2,3
     str     w1, [x0, #(0x80 + 4 * \word)]
     .endr
+    constant x2, GICC_AT
+    ldr     x2, [x2]
+    cbnz    x2, .Lenable_v2_\@
     constant x0, GICR
     str     wzr, [x0, #0x14]            // GICR_WAKER
     add     x0, x0, #0x10000
@@ -85,6 +91,80 @@
     mov     x1, #1
     msr     icc_igrpen1_el1, x1
     isb
+    b       .Lenabled_\@
+.Lenable_v2_\@:
+    str     w1, [x0, #0x80]
+    constant x1, 0x48000000
+    str     w1, [x0, #0x100]
+    mov     w1, #0xff
+    str     w1, [x2, #4]                // GICC_PMR
+    ldr     w1, [x2]
+    orr     w1, w1, #6                  // GICC_CTLR: EnableGrp1, AckCtl
+    str     w1, [x2]
+.Lenabled_\@:
+.endm
+
+// Jumps to \label with x29 = GICC on a GICv2. Changes x29.
+.macro if_v2 label
+    constant x29, GICC_AT
+    ldr     x29, [x29]
+    cbnz    x29, \label
+.endm
+
+// The registers of SGIs and PPIs from IGROUPR0 on: GICR's SGI frame, or GICD.
+.macro private_frame reg
+    constant \reg, GICD
+    if_v2   .Lprivate_\@
+    constant \reg, (GICR + 0x10000)
+.Lprivate_\@:
+.endm
+
+.macro acknowledge reg
+    if_v2   .Lv2_\@
+    mrs     \reg, icc_iar1_el1
+    b       .Lend_\@
+.Lv2_\@:
+    ldr     w17, [x29, #0xc]
+    mov     \reg, x17
+.Lend_\@:
+.endm
+
+.macro end_interrupt reg
+    if_v2   .Lv2_\@
+    msr     icc_eoir1_el1, \reg
+    isb
+    b       .Lend_\@
+.Lv2_\@:
+    mov     x17, \reg
+    str     w17, [x29, #0x10]
+    dsb     sy                          // maintenance, if that asked for it, comes before what follows
+    isb
+.Lend_\@:
+.endm
+
+.macro deactivate reg
+    if_v2   .Lv2_\@
+    msr     icc_dir_el1, \reg
+    isb
+    b       .Lend_\@
+.Lv2_\@:
+    mov     x17, \reg
+    add     x29, x29, #0x1000
+    str     w17, [x29]
+.Lend_\@:
+.endm
+
+// Ends of interrupts drop the priority only. Changes x0.
+.macro split_ends
+    if_v2   .Lv2_\@
+    mov     x0, #2                      // ICC_CTLR_EL1.EOImode
+    msr     icc_ctlr_el1, x0
+    isb
+    b       .Lend_\@
+.Lv2_\@:
+    mov     w0, #(1 << 9)               // GICC_CTLR.EOImode
+    str     w0, [x29]
+.Lend_\@:
 .endm
 
 // Sets \time to a second from now, by the virtual counter. Changes \scratch.
@@ -105,7 +185,7 @@
 // What is acknowledged within a second, to the next result and x0. Changes x1 and x2.
 .macro await_interrupt
     one_second x1, x2
-8:  mrs     x0, icc_iar1_el1
+8:  acknowledge x0
     cmp     w0, #1023
     b.ne    9f
     until_over x1, x2, 8b
@@ -131,6 +211,13 @@ guest_image:
     msr     vbar_el1, x2
     constant x2, STACK_TOP
     mov     sp, x2
+    mrs     x2, id_aa64pfr0_el1
+    tst     x2, #(0xf << 24)            // GIC: no system registers, a GICv2
+    constant x2, GICC
+    csel    x2, x2, xzr, eq
+    msr     nzcv, xzr
+    constant x28, GICC_AT
+    str     x2, [x28]
     constant x28, RESULTS
     mov     x2, #(3 << 20)              // CPACR_EL1.FPEN
     msr     cpacr_el1, x2

@@ -1,6 +1,6 @@
 // Payloads of el2_list_registers.rs.
 //
-// They ask ICC_IAR1_EL1 what is there instead of taking interrupts, but for one.
+// They ask the CPU interface what is there instead of taking interrupts, but for one.
 
 // Sets the priority of SPI \intid. Changes w1; x19 is the GICD.
 .macro set_priority intid, priority
@@ -12,15 +12,6 @@
 .macro set_pending intid
     mov     w1, #(1 << (\intid % 32))
     str     w1, [x19, #(0x200 + \intid / 32 * 4)]
-.endm
-
-.macro acknowledge reg
-    mrs     \reg, icc_iar1_el1
-.endm
-
-.macro end_interrupt reg
-    msr     icc_eoir1_el1, \reg
-    isb
 .endm
 
 // The active SPIs 32 to 63, to the next result. Changes w1.
@@ -128,7 +119,7 @@ payload ends_in_a_row
     nest
     .irp intid, 45,44,43,42,41,40
     mov     x0, #\intid
-    msr     icc_eoir1_el1, x0
+    end_interrupt x0
     .endr
     isb
     result_active
@@ -139,9 +130,7 @@ payload ends_in_a_row
 // As `nested` with EOImode 1: the priorities are dropped first, then the interrupts deactivated in
 // an order of their own.
 payload split_end
-    mov     x0, #2                      // ICC_CTLR_EL1.EOImode
-    msr     icc_ctlr_el1, x0
-    isb
+    split_ends
     nest
     .irp intid, 45,44,43,42,41,40
     mov     x0, #\intid
@@ -150,8 +139,7 @@ payload split_end
     result_active
     .irp intid, 42,45,40,41,44,43
     mov     x0, #\intid
-    msr     icc_dir_el1, x0
-    isb
+    deactivate x0
     result_active
     .endr
     acknowledge x0
@@ -228,13 +216,17 @@ payload edge_while_active
 
 payload sgi
     start
-    constant x1, (GICR + 0x10000)
+    private_frame x1
     mov     w2, #(1 << 5)
     str     w2, [x1, #0x100]
+    if_v2   1f
     constant x1, (5 << 24 | 1)          // INTID 5, to affinity 0.0.0.0
     msr     icc_sgi1r_el1, x1
     isb
-    await_interrupt
+    b       2f
+1:  constant x1, (2 << 24 | 5)          // GICD_SGIR: INTID 5, to oneself
+    str     w1, [x19, #0xf00]
+2:  await_interrupt
     end_interrupt x0
     acknowledge x0
     result  x0

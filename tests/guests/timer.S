@@ -41,7 +41,7 @@
 .endm
 
 .macro result_acknowledged
-    mrs     x0, icc_iar1_el1
+    acknowledge x0
     result  x0
 .endm
 
@@ -59,12 +59,12 @@ payload expires_once
     mrs     x0, cntv_ctl_el0
     result  x0
     power_off
-1:  mrs     x21, icc_iar1_el1
+1:  acknowledge x21
     add     x20, x20, #1
     mov     x22, #3                     // ENABLE, IMASK
     msr     cntv_ctl_el0, x22
     isb
-    msr     icc_eoir1_el1, x21
+    end_interrupt x21
     isb
     eret
 
@@ -80,13 +80,13 @@ payload comes_again
     msr     daifset, #2
     result  x20
     power_off
-1:  mrs     x21, icc_iar1_el1
+1:  acknowledge x21
     add     x20, x20, #1
     cmp     x20, #3
     b.ne    2f
     msr     cntv_ctl_el0, xzr
     isb
-2:  msr     icc_eoir1_el1, x21
+2:  end_interrupt x21
     isb
     eret
 
@@ -108,12 +108,12 @@ payload masked
 // Its interrupt is disabled in the distributor's books, then enabled.
 payload disabled
     enable_gic
-    constant x19, (GICR + 0x10000)
+    private_frame x19
     constant x20, (1 << 27)
     str     w20, [x19, #0x180]
     arm_timer cntv, 1
     one_second x2, x3
-1:  ldr     w0, [x19, #0x200]           // GICR_ISPENDR0
+1:  ldr     w0, [x19, #0x200]           // ISPENDR0
     tbnz    w0, #27, 2f
     until_over x2, x3, 1b
 2:  work    MILLISECOND
@@ -128,7 +128,7 @@ payload physical
     await_interrupt
     msr     cntp_ctl_el0, xzr
     isb
-    msr     icc_eoir1_el1, x0
+    end_interrupt x0
     isb
     result_acknowledged
     power_off
@@ -151,11 +151,11 @@ payload sleeps
     b.ne    1b
     result  x20
     power_off
-3:  mrs     x21, icc_iar1_el1
+3:  acknowledge x21
     add     x20, x20, #1
     msr     cntv_ctl_el0, xzr
     isb
-    msr     icc_eoir1_el1, x21
+    end_interrupt x21
     isb
     eret
 

@@ -1,8 +1,9 @@
-//! The list registers of this core (IHI 0069, `ICH_LR<n>_EL2`).
+//! The list registers of this core: `ICH_LR<n>_EL2` (IHI 0069), or those of a GICv2.
 
-use super::gic::deactivate;
-use super::registers::{ICH_ELRSR_EL2, ICH_HCR_EL2, ICH_VMCR_EL2, ICH_VTR_EL2};
-use crate::gic::{ListRegister, ListRegisters, Maintenance};
+use super::{ListRegister, ListRegisters, Maintenance, v2};
+use crate::arch::registers::{ICC_DIR_EL1, ICH_ELRSR_EL2, ICH_HCR_EL2, ICH_VMCR_EL2, ICH_VTR_EL2};
+
+pub use v2::GicV2ListRegisters;
 
 /// ICH_HCR_EL2.En: the virtual CPU interface is on.
 const HCR_EN: u64 = 1;
@@ -19,7 +20,86 @@ const VMCR_VEOIM: u64 = 1 << 9;
 /// ICH_VTR_EL2.TDS: TDIR is there.
 const VTR_TDS: u64 = 1 << 19;
 
-/// This core's list registers.
+/// This core's list registers, of either version.
+///
+/// The exit path asks for them often, so the version is told by one test and GICv3's are inlined.
+#[derive(Debug)]
+pub struct CoreListRegisters {
+    /// System registers; of a GICv2, only how many there are.
+    v3: GicV3ListRegisters,
+    /// GICH.
+    v2: Option<GicV2ListRegisters>,
+}
+
+impl CoreListRegisters {
+    /// Those of a GICv2, or of a GICv3 if there are no such frames; all empty.
+    pub(super) fn new(v2: Option<v2::Frames>) -> Self {
+        match v2.map(GicV2ListRegisters::new) {
+            None => Self { v3: GicV3ListRegisters::new(), v2: None },
+            Some(v2) => {
+                let v3 = GicV3ListRegisters { count: v2.count(), trap_dir: 0 };
+                Self { v3, v2: Some(v2) }
+            }
+        }
+    }
+}
+
+impl ListRegisters for CoreListRegisters {
+    #[inline(always)]
+    fn count(&self) -> usize {
+        self.v3.count
+    }
+
+    #[inline]
+    fn read(&self, n: usize) -> ListRegister {
+        match &self.v2 {
+            None => self.v3.read(n),
+            Some(v2) => v2.read(n),
+        }
+    }
+
+    #[inline]
+    fn write(&mut self, n: usize, value: ListRegister) {
+        match &mut self.v2 {
+            None => self.v3.write(n, value),
+            Some(v2) => v2.write(n, value),
+        }
+    }
+
+    #[inline(always)]
+    fn empty(&self) -> u32 {
+        match &self.v2 {
+            None => self.v3.empty(),
+            Some(v2) => v2.empty(),
+        }
+    }
+
+    #[inline]
+    fn set_maintenance(&mut self, wanted: Maintenance) {
+        match &mut self.v2 {
+            None => self.v3.set_maintenance(wanted),
+            Some(v2) => v2.set_maintenance(wanted),
+        }
+    }
+
+    #[inline]
+    fn take_eoi_count(&mut self) -> u32 {
+        match &mut self.v2 {
+            None => self.v3.take_eoi_count(),
+            Some(v2) => v2.take_eoi_count(),
+        }
+    }
+
+    #[inline]
+    fn deactivate_physical(&mut self, pintid: u16) {
+        match &mut self.v2 {
+            None => self.v3.deactivate_physical(pintid),
+            Some(v2) => v2.deactivate_physical(pintid),
+        }
+    }
+}
+
+/// GICv3's.
 #[derive(Debug)]
 pub struct GicV3ListRegisters {
     count: usize,
@@ -30,7 +110,7 @@ pub struct GicV3ListRegisters {
 macro_rules! each_list_register {
     ($n:expr, |$name:ident| $action:expr, $($index:literal = $register:ident,)*) => {
         match $n {
-            $($index => { use super::registers::$register as $name; $action })*
+            $($index => { use crate::arch::registers::$register as $name; $action })*
             _ => {}
         }
     };
@@ -133,6 +213,6 @@ impl ListRegisters for GicV3ListRegisters {
     }
 
     fn deactivate_physical(&mut self, pintid: u16) {
-        deactivate(u32::from(pintid));
+        ICC_DIR_EL1::set(u64::from(pintid));
     }
 }
