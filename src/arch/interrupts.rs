@@ -71,10 +71,9 @@ const ALL_CAUSES: u32 = 0b11;
 /// Serves what is pending.
 pub(super) fn serve(seat: &mut Seat) {
     let (vm, index) = (seat.vcpu.vm, seat.vcpu.index);
-    let gic = seat.plan.gic;
     for _ in 0..BATCH {
-        let Some(acknowledged) = gic.acknowledge() else { break };
-        gic.drop_priority(acknowledged);
+        let Some(acknowledged) = seat.plan.gic.acknowledge() else { break };
+        seat.plan.gic.drop_priority(acknowledged);
         let intid = acknowledged.intid();
         match intid {
             VIRTUAL_TIMER_INTID | PHYSICAL_TIMER_INTID => {
@@ -90,17 +89,17 @@ pub(super) fn serve(seat: &mut Seat) {
                     vgic.on_maintenance(index);
                     VcpuSet::EMPTY
                 });
-                gic.deactivate(acknowledged);
+                seat.plan.gic.deactivate(acknowledged);
             }
             timer::TIMER_INTID => {
                 seat.core.timer_has_fired();
-                gic.deactivate(acknowledged);
+                seat.plan.gic.deactivate(acknowledged);
                 vm.on_timer(index, &mut seat.core);
             }
             _ => {
                 seat.vcpu.exits.doorbells += 1;
                 answer(seat, intid);
-                gic.deactivate(acknowledged);
+                seat.plan.gic.deactivate(acknowledged);
             }
         }
     }

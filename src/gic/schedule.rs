@@ -167,9 +167,7 @@ impl<'a, L: ListRegisters> Scheduler<'a, L> {
         let (intid, written) = self.lists.written(n);
         let (word, mask) = (intid.word(), intid.mask());
         let bank = bank!(self, word);
-        if bank.finish(intid.bit(), written) {
-            self.lrs.deactivate_physical(bank.physical_of(intid.bit()));
-        }
+        let owed = bank.finish(intid.bit(), written).then(|| bank.physical_of(intid.bit()));
         if bank.activate & mask != 0 {
             bank.activate &= !mask;
             bank.force_active(intid.bit());
@@ -177,9 +175,19 @@ impl<'a, L: ListRegisters> Scheduler<'a, L> {
         }
         self.lists.vacate(n, intid);
         self.note_unlisted(intid);
-        if written.has_eoi_maintenance() {
-            self.lrs.write(n, ListRegister::EMPTY);
+        if owed.is_some() || written.has_eoi_maintenance() {
+            self.settle(n, owed);
         }
+    }
+
+    /// What reaping list register `n` asks of the hardware, where it asks anything. Apart, so that
+    /// the common case is a function that calls nothing.
+    #[inline(never)]
+    fn settle(&mut self, n: usize, owed: Option<u16>) {
+        if let Some(pintid) = owed {
+            self.lrs.deactivate_physical(pintid);
+        }
+        self.lrs.write(n, ListRegister::EMPTY);
     }
 
     /// An interrupt that left the list registers may be a candidate at once, here or elsewhere.
