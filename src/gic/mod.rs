@@ -404,9 +404,18 @@ impl Vgic {
         set
     }
 
-    /// Tells other vCPUs of SPIs that have left this one.
+    /// Tells other vCPUs of SPIs that have left this one, and that they are to look.
     #[inline]
     fn hand_over(&mut self, vcpu: VcpuIndex) -> VcpuSet {
+        if self.stale.is_empty() && self.interface(vcpu).lists.moved.is_empty() {
+            return VcpuSet::EMPTY;
+        }
+        self.hand_over_some(vcpu)
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn hand_over_some(&mut self, vcpu: VcpuIndex) -> VcpuSet {
         let mut set = core::mem::take(&mut self.stale);
         while let Some((word, mask)) = self.interface_mut(vcpu).lists.moved.take_word() {
             set.merge(self.touch(vcpu, word, mask));
