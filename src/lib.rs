@@ -26,6 +26,7 @@
 //! | [`gic`] | the virtual GIC: a state machine, its registers, list-register scheduling |
 //! | [`virtio`] | the device side of virtio: transport, queues, devices |
 //! | [`backend`] | the traits between devices and hardware, and back ends without hardware |
+//! | [`console`] | one UART for many guests, the log and the monitor |
 //! | [`drivers`] | polled drivers over two seams, registers and shared memory |
 //! | [`fdt`] | the board's device tree is read, the guest's is written |
 //! | [`vm`] | a machine: exits, bus, loader, emulated UART and clock |
@@ -154,6 +155,7 @@
 #[cfg(target_os = "none")]
 pub mod arch;
 pub mod backend;
+pub mod console;
 pub mod cpu;
 pub mod drivers;
 pub mod fdt;
