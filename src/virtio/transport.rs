@@ -26,7 +26,7 @@ mod saved;
 use crate::backend::clock::Ticks;
 use crate::memory::GuestMemory;
 
-use super::device::{Context, Events, NextPoll, Progress, VirtioDevice};
+use super::device::{Context, DeviceType, Events, NextPoll, Progress, VirtioDevice};
 use super::features::Features;
 use super::queue::{Queue, QueueError, QueueState};
 use super::status::{STEPS, Status, StatusWrite};
@@ -90,6 +90,8 @@ pub struct MmioTransport<'d, 'm> {
     queues: heapless::Vec<Queue<'m>, MAX_QUEUES>,
     stop: Stop,
     fault: Option<QueueError>,
+    kicks: u64,
+    interrupts: u64,
 }
 
 impl<'d, 'm> MmioTransport<'d, 'm> {
@@ -119,6 +121,8 @@ impl<'d, 'm> MmioTransport<'d, 'm> {
             queues,
             stop: Stop::No,
             fault: None,
+            kicks: 0,
+            interrupts: 0,
         };
         transport.offer();
         transport
@@ -169,7 +173,9 @@ impl<'d, 'm> MmioTransport<'d, 'm> {
     /// True once for each event the driver wants to be interrupted for.
     #[inline]
     pub fn take_interrupt(&mut self) -> bool {
-        core::mem::take(&mut self.interrupt_edge)
+        let edge = core::mem::take(&mut self.interrupt_edge);
+        self.interrupts += u64::from(edge);
+        edge
     }
 
     /// Whether InterruptStatus is not zero: the level of the line, for a guest that has configured
@@ -202,6 +208,21 @@ impl<'d, 'm> MmioTransport<'d, 'm> {
         } else {
             NextPoll::Idle
         }
+    }
+
+    /// Writes to QueueNotify since the device was made.
+    pub fn kicks(&self) -> u64 {
+        self.kicks
+    }
+
+    /// Events that [`Self::take_interrupt`] has told of since the device was made.
+    pub fn interrupts(&self) -> u64 {
+        self.interrupts
+    }
+
+    /// What kind of device it is.
+    pub fn device_type(&self) -> DeviceType {
+        self.device.device_type()
     }
 
     /// The device's counters; see [`VirtioDevice::statistics`].

@@ -94,6 +94,7 @@ impl MmioTransport<'_, '_> {
         }
         let value = value as u32;
         if offset == offset::QUEUE_NOTIFY {
+            self.kicks += 1;
             self.notify(value, now);
             return WriteOutcome::Done;
         }

@@ -55,6 +55,19 @@ struct InFlight<'m> {
     status: SharedSlice<'m>,
     /// Used lengths for success and for failure.
     used: (u32, u32),
+    /// When the back end got it.
+    since: Ticks,
+}
+
+/// What [`VirtioDevice::statistics`] tells.
+#[derive(Default)]
+struct Counters {
+    requests: u64,
+    errors: u64,
+    bytes_read: u64,
+    bytes_written: u64,
+    latency: u64,
+    latency_max: u64,
 }
 
 /// What became of a chain.
@@ -86,6 +99,7 @@ struct Requests<'d, 'm> {
     write_through: bool,
     /// Something was submitted since the last kick.
     kick: bool,
+    counters: Counters,
 }
 
 /// A block device.
@@ -108,6 +122,7 @@ impl<'d, 'm> Block<'d, 'm> {
             written: 0,
             write_through: false,
             kick: false,
+            counters: Counters::default(),
         };
         Self { requests, chain: ChainBuffer::new() }
     }
@@ -154,11 +169,15 @@ impl<'m> Requests<'_, 'm> {
             return Outcome::Broken(QueueError::NoRoomForStatus);
         };
         let room = writable.remaining();
-        let answer = |result: Status, filled: usize| {
+        let counters = &mut self.counters;
+        let mut answer = |result: Status, filled: usize| {
+            counters.requests += 1;
+            counters.errors += u64::from(result != Status::Ok);
             // In bounds: the slice is the one byte.
             let _ = status.store_u8(0, result as u8);
             Outcome::Answered(used_length(filled, room))
         };
+        let mut written = 0;
         let (op, sector, segments) = match Request::parse(&mut readable, room, &self.info) {
             Request::Refused(result) => return answer(result, 0),
             Request::Identify => {
@@ -168,7 +187,10 @@ impl<'m> Requests<'_, 'm> {
             }
             Request::Flush => (BlockOp::Flush, 0, &[][..]),
             Request::Read { sector } => (BlockOp::Read, sector, writable.into_segments()),
-            Request::Write { sector } => (BlockOp::Write, sector, readable.into_segments()),
+            Request::Write { sector } => {
+                written = readable.remaining();
+                (BlockOp::Write, sector, readable.into_segments())
+            }
         };
         let request = BlockRequest { tag: Tag(tag), op, sector, segments };
         match self.backend.submit(request, now) {
@@ -179,11 +201,14 @@ impl<'m> Requests<'_, 'm> {
         }
         let durable_later = op == BlockOp::Write && self.write_through;
         let filled = if op == BlockOp::Read { room } else { 0 };
+        self.counters.bytes_read += filled as u64;
+        self.counters.bytes_written += written as u64;
         *slot = Some(InFlight {
             phase: if durable_later { Phase::Write } else { Phase::Last },
             head,
             status,
             used: (used_length(filled, room), used_length(0, room)),
+            since: now,
         });
         self.free &= self.free - 1;
         self.in_flight += 1;
@@ -210,6 +235,12 @@ impl<'m> Requests<'_, 'm> {
             BlockStatus::IoError => (Status::IoError, request.used.1),
             BlockStatus::Unsupported => (Status::Unsupported, request.used.1),
         };
+        let latency = now.0.saturating_sub(request.since.0);
+        let counters = &mut self.counters;
+        counters.requests += 1;
+        counters.errors += u64::from(result != Status::Ok);
+        counters.latency = counters.latency.wrapping_add(latency);
+        counters.latency_max = counters.latency_max.max(latency);
         // In bounds: the slice is the one byte.
         let _ = request.status.store_u8(0, result as u8);
         Some((request.head, used))
@@ -314,6 +345,17 @@ impl<'m> VirtioDevice<'m> for Block<'_, 'm> {
 
     fn in_flight(&self) -> usize {
         usize::from(self.requests.in_flight)
+    }
+
+    /// Bytes are those of requests the disk took; latencies, in ticks, those of requests it ended.
+    fn statistics(&self, visit: &mut dyn FnMut(&'static str, u64)) {
+        let counters = &self.requests.counters;
+        visit("requests", counters.requests);
+        visit("errors", counters.errors);
+        visit("bytes_read", counters.bytes_read);
+        visit("bytes_written", counters.bytes_written);
+        visit("latency", counters.latency);
+        visit("latency_max", counters.latency_max);
     }
 
     fn reset(&mut self, now: Ticks) -> Progress {
