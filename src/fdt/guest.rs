@@ -24,8 +24,19 @@ pub struct GuestTree<'a> {
     pub uart: Option<Ipa>,
     /// PL031 (SPI 2), if there is one.
     pub rtc: Option<Ipa>,
+    /// Generic watchdog (SPI 10), if there is one.
+    pub watchdog: Option<GuestWatchdog>,
     /// virtio-mmio slots.
     pub virtio: &'a [GuestSlot],
+}
+
+/// A generic watchdog's frames, 4 KiB each.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct GuestWatchdog {
+    /// The control frame.
+    pub control: Ipa,
+    /// The refresh frame.
+    pub refresh: Ipa,
 }
 
 /// A guest's interrupt controller.
@@ -70,6 +81,7 @@ const LEVEL_HIGH: u32 = 4;
 const FIRST_SPI: u32 = 32;
 const UART_SPI: u32 = 1;
 const RTC_SPI: u32 = 2;
+const WATCHDOG_SPI: u32 = 10;
 /// Secure physical, physical, virtual and hypervisor timer.
 const TIMER_PPIS: [u32; 4] = [13, 14, 11, 10];
 
@@ -77,6 +89,7 @@ const GIC_FRAME_LEN: u64 = 0x1_0000;
 const GICC_LEN: u64 = 0x2000;
 const REDISTRIBUTOR_LEN: u64 = 0x2_0000;
 const PRIMECELL_LEN: u64 = 0x1000;
+const WATCHDOG_FRAME_LEN: u64 = 0x1000;
 const PRIMECELL_CLOCK_HZ: u32 = 24_000_000;
 
 impl GuestTree<'_> {
@@ -104,6 +117,14 @@ impl GuestTree<'_> {
         self.write_timer(&mut fdt)?;
         self.write_gic(&mut fdt)?;
         self.write_primecells(&mut fdt)?;
+        if let Some(GuestWatchdog { control, refresh }) = self.watchdog {
+            fdt.begin_node(format_args!("watchdog@{:x}", control.raw()))?;
+            fdt.str("compatible", "arm,sbsa-gwdt")?;
+            let (control, refresh) = (control.raw(), refresh.raw());
+            fdt.u64s("reg", &[control, WATCHDOG_FRAME_LEN, refresh, WATCHDOG_FRAME_LEN])?;
+            fdt.cells("interrupts", &[SPI, WATCHDOG_SPI, LEVEL_HIGH])?;
+            fdt.end_node()?;
+        }
         for slot in self.virtio {
             fdt.begin_node(format_args!("virtio_mmio@{:x}", slot.base.raw()))?;
             fdt.str("compatible", "virtio,mmio")?;
@@ -261,6 +282,10 @@ mod tests {
             },
             uart: Some(Ipa::new(0x0900_0000)),
             rtc: Some(Ipa::new(0x0901_0000)),
+            watchdog: Some(GuestWatchdog {
+                control: Ipa::new(0x090e_0000),
+                refresh: Ipa::new(0x090f_0000),
+            }),
             virtio: slots,
         }
     }
@@ -336,6 +361,14 @@ mod tests {
         let parent = root.property("interrupt-parent").unwrap().value().to_vec();
         assert_eq!(parent, phandle("/intc@8000000"));
         assert!(fdt.find_node("/timer").unwrap().property("always-on").is_some());
+        // Control frame first, as the driver wants them.
+        let watchdog = fdt.find_node("/watchdog@90e0000").unwrap();
+        let frames = watchdog.property("reg").unwrap().value().to_vec();
+        let frames: Vec<u64> =
+            frames.as_chunks().0.iter().map(|cells| u64::from_be_bytes(*cells)).collect();
+        assert_eq!(frames, [0x090e_0000, 0x1000, 0x090f_0000, 0x1000]);
+        let interrupts = watchdog.property("interrupts").unwrap().value().to_vec();
+        assert_eq!(interrupts, [0, 0, 0, 0, 0, 0, 0, 10, 0, 0, 0, 4]);
     }
 
     #[test]
@@ -364,13 +397,16 @@ mod tests {
 
     #[test]
     fn what_a_guest_does_not_have_is_not_there() {
-        let blob = written(&GuestTree { uart: None, rtc: None, initrd: None, ..tree(&[], "") });
+        let tree =
+            GuestTree { uart: None, rtc: None, watchdog: None, initrd: None, ..tree(&[], "") };
+        let blob = written(&tree);
         let board = Board::read(&blob, Pa::new(0)).unwrap();
         assert_eq!((board.console, board.rtc, board.initrd), (None, None, None));
         assert_eq!(board.bootargs, "");
         assert!(board.virtio.is_empty());
         let fdt = Fdt::new(&blob).unwrap();
         assert!(fdt.find_node("/chosen").unwrap().property("bootargs").is_none());
+        assert!(fdt.find_node("/watchdog@90e0000").is_none());
     }
 
     #[test]

@@ -47,6 +47,7 @@ impl Vm<'_> {
             },
             uart: Some(layout::UART),
             rtc: Some(layout::RTC),
+            watchdog: None,
             virtio: &virtio,
         };
         tree.write(buffer)

@@ -26,6 +26,12 @@ pub const UART_SPI: u32 = 1;
 pub const RTC: Ipa = Ipa::new(0x0901_0000);
 /// The PL031's SPI number; its INTID is 32 more.
 pub const RTC_SPI: u32 = 2;
+/// The watchdog's control frame; QEMU's `virt` has nothing here.
+pub const WATCHDOG_CONTROL: Ipa = Ipa::new(0x090e_0000);
+/// The watchdog's refresh frame.
+pub const WATCHDOG_REFRESH: Ipa = Ipa::new(0x090f_0000);
+/// The watchdog's SPI number; its INTID is 32 more.
+pub const WATCHDOG_SPI: u32 = 10;
 /// First virtio slot.
 pub const VIRTIO: Ipa = Ipa::new(0x0f00_0000);
 /// Size of a virtio slot.

@@ -17,6 +17,7 @@ pub mod stats;
 #[cfg(test)]
 mod testing;
 pub mod trap;
+pub mod watchdog;
 
 pub use host::Host;
 pub use machine::{Vcpu, Vm};
