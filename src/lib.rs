@@ -27,6 +27,7 @@
 //! | [`virtio`] | the device side of virtio: transport, queues, devices |
 //! | [`backend`] | the traits between devices and hardware, and back ends without hardware |
 //! | [`console`] | one UART for many guests, the log and the monitor |
+//! | [`monitor`] | the shell of whoever is in charge: commands, snapshots, hypercalls |
 //! | [`drivers`] | polled drivers over two seams, registers and shared memory |
 //! | [`fdt`] | the board's device tree is read, the guest's is written |
 //! | [`vm`] | a machine: exits, bus, loader, emulated UART and clock |
@@ -161,6 +162,7 @@ pub mod drivers;
 pub mod fdt;
 pub mod gic;
 pub mod memory;
+pub mod monitor;
 pub mod rate_limit;
 pub mod sync;
 pub mod virtio;

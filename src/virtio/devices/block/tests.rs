@@ -721,3 +721,31 @@ mod properties {
         }
     }
 }
+
+#[test]
+fn requests_bytes_errors_and_latencies_are_counted() {
+    let disk = Disk::new();
+    guest!(disk, WITH_FLUSH, driver, transport);
+    let soon = |ticks: u64| NOW.after(Ticks(ticks));
+    for (what, data, result, ticks) in [
+        (IN, (DATA, 1024, true), BlockStatus::Ok, 7),
+        (OUT, (DATA, 512, false), BlockStatus::Ok, 30),
+        (IN, (DATA, 512, true), BlockStatus::IoError, 5),
+    ] {
+        request(&mut driver, &mut transport, (what, 0), &[data]);
+        disk.finish(0, result);
+        transport.poll(soon(ticks));
+        assert!(transport.take_interrupt());
+    }
+    // And one that never gets to the disk.
+    request(&mut driver, &mut transport, (99, 0), &[]);
+    assert!(transport.take_interrupt());
+    assert!(!transport.take_interrupt());
+
+    let info = crate::monitor::DeviceInfo::of(&transport);
+    assert_eq!((info.kind_name(), info.state_name()), ("block", "live"));
+    assert_eq!((info.requests, info.errors), (4, 2));
+    assert_eq!((info.bytes_in, info.bytes_out), (1536, 512));
+    assert_eq!((info.latency, info.latency_max), (42, 30));
+    assert_eq!((info.kicks, info.interrupts), (4, 4));
+}

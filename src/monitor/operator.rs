@@ -1,0 +1,236 @@
+//! What the monitor may look at and do.
+
+use core::fmt;
+
+use log::LevelFilter;
+
+use super::command::Action;
+use crate::backend::clock::Frequency;
+use crate::virtio::device::DeviceType;
+use crate::virtio::{MmioTransport, Status};
+use crate::vm::ExitCounts;
+
+/// What a VM is doing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum VmState {
+    /// It has not been started, or was stopped.
+    Off,
+    /// Its memory is being zeroed and its images placed.
+    Starting,
+    /// Its vCPUs run when they have something to do.
+    Running,
+    /// Its vCPUs do not run until it is resumed.
+    Paused,
+    /// Its vCPUs are stopped, its devices not yet quiet.
+    Stopping,
+    /// It could not go on.
+    Crashed,
+}
+
+impl fmt::Display for VmState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Off => "off",
+            Self::Starting => "starting",
+            Self::Running => "running",
+            Self::Paused => "paused",
+            Self::Stopping => "stopping",
+            Self::Crashed => "crashed",
+        })
+    }
+}
+
+/// A VM at a glance.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct VmInfo<'a> {
+    /// Its name.
+    pub name: &'a str,
+    /// What it is doing.
+    pub state: VmState,
+    /// vCPUs it has.
+    pub vcpus: usize,
+    /// vCPUs that its guest has turned on.
+    pub online: usize,
+    /// Its RAM in bytes.
+    pub memory: u64,
+    /// The board's cores that its vCPUs are on, one bit each.
+    pub cores: u8,
+    /// How often it was started again since the board was.
+    pub restarts: u32,
+}
+
+/// A virtio device at a glance. Counters count from when the device was made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DeviceInfo {
+    /// The device type.
+    pub kind: DeviceType,
+    /// Whether the driver uses it, has not set it up, or must reset it.
+    pub status: Status,
+    /// Writes to QueueNotify.
+    pub kicks: u64,
+    /// Interrupts the guest was sent.
+    pub interrupts: u64,
+    /// Requests that were answered.
+    pub requests: u64,
+    /// Of these, those that failed.
+    pub errors: u64,
+    /// Bytes from the device to the guest.
+    pub bytes_in: u64,
+    /// Bytes from the guest to the device.
+    pub bytes_out: u64,
+    /// Ticks that requests answered by a back end took, together.
+    pub latency: u64,
+    /// Ticks that the longest of them took.
+    pub latency_max: u64,
+}
+
+impl DeviceInfo {
+    /// What `device` counts: a few words are copied, so that its lock is held for no longer.
+    pub fn of(device: &MmioTransport<'_, '_>) -> Self {
+        let mut info = Self {
+            kind: device.device_type(),
+            status: device.status(),
+            kicks: device.kicks(),
+            interrupts: device.interrupts(),
+            requests: 0,
+            errors: 0,
+            bytes_in: 0,
+            bytes_out: 0,
+            latency: 0,
+            latency_max: 0,
+        };
+        device.statistics(&mut |name, value| {
+            let counter = match name {
+                "requests" => &mut info.requests,
+                "errors" => &mut info.errors,
+                "bytes_read" => &mut info.bytes_in,
+                "bytes_written" => &mut info.bytes_out,
+                "latency" => &mut info.latency,
+                "latency_max" => &mut info.latency_max,
+                _ => return,
+            };
+            *counter = value;
+        });
+        info
+    }
+
+    /// The device type's name.
+    pub fn kind_name(&self) -> &'static str {
+        match self.kind {
+            DeviceType::NETWORK => "net",
+            DeviceType::BLOCK => "block",
+            DeviceType::CONSOLE => "console",
+            DeviceType::ENTROPY => "entropy",
+            DeviceType::BALLOON => "balloon",
+            DeviceType::SOCKET => "socket",
+            DeviceType::MEMORY => "memory",
+            DeviceType::PMEM => "pmem",
+            _ => "other",
+        }
+    }
+
+    /// The state in a word.
+    pub fn state_name(&self) -> &'static str {
+        if self.status.contains(Status::DEVICE_NEEDS_RESET) {
+            "broken"
+        } else if self.status.contains(Status::DRIVER_OK) {
+            "live"
+        } else {
+            "idle"
+        }
+    }
+}
+
+/// One of the board's cores.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CoreInfo {
+    /// Its affinity: MPIDR_EL1 bits \[39:32\] and \[23:0\].
+    pub affinity: u64,
+    /// Whether it is at EL2 and takes part.
+    pub online: bool,
+    /// vCPUs that are assigned to it.
+    pub vcpus: usize,
+    /// The vCPU it runs, or ran last: number of its VM, and its own within.
+    pub running: Option<(usize, usize)>,
+    /// How often it has changed to another vCPU.
+    pub switches: u64,
+}
+
+/// The board's memory, in bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct MemoryInfo {
+    /// All RAM.
+    pub total: u64,
+    /// What the guests have.
+    pub guests: u64,
+    /// What EL2 has for tables, queues and the like.
+    pub pool: u64,
+    /// What of that is free.
+    pub pool_free: u64,
+    /// What nobody has.
+    pub free: u64,
+}
+
+/// Why an action was not taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ActionError {
+    /// The VM is in a state in which this has no meaning.
+    WrongState(VmState),
+    /// Something else is being done with the VM.
+    Busy,
+    /// The VM's configuration was refused, so that it cannot be started.
+    Refused,
+    /// Whoever asked may not do this.
+    Denied,
+}
+
+impl fmt::Display for ActionError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::WrongState(state) => write!(f, "it is {state}"),
+            Self::Busy => f.write_str("something else is being done with it"),
+            Self::Refused => f.write_str("its configuration was refused"),
+            Self::Denied => f.write_str("not allowed"),
+        }
+    }
+}
+
+/// What the monitor works on. Snapshots are copies; the monitor holds no lock while it writes.
+///
+/// VMs, devices and cores are numbered from 0 without gaps: the first `None` is the end.
+pub trait Operator {
+    /// The VM of this number.
+    fn vm(&self, vm: usize) -> Option<VmInfo<'_>>;
+    /// The exits of a VM's vCPU.
+    fn exits(&self, vm: usize, vcpu: usize) -> Option<ExitCounts>;
+    /// The device in a VM's virtio slot.
+    fn device(&self, vm: usize, slot: usize) -> Option<DeviceInfo>;
+    /// The core of this number.
+    fn core(&self, core: usize) -> Option<CoreInfo>;
+    /// The board's memory.
+    fn memory(&self) -> MemoryInfo;
+    /// The frequency of the ticks in [`DeviceInfo`].
+    fn frequency(&self) -> Frequency;
+    /// How many bytes were ever logged.
+    fn log_written(&self) -> u64;
+    /// The log from `position` on, or from the oldest byte that is kept, into `out`: how many bytes,
+    /// and the position after them. None once there is no more.
+    fn read_log(&self, position: u64, out: &mut [u8]) -> (usize, u64);
+    /// Logs from this level up from now on.
+    fn set_log_level(&mut self, level: LevelFilter);
+    /// Begins an action; it may end later.
+    ///
+    /// # Errors
+    /// If it is not begun.
+    fn act(&mut self, vm: usize, action: Action) -> Result<(), ActionError>;
+    /// Gives the terminal to a VM.
+    ///
+    /// # Errors
+    /// If that may not be.
+    fn attach(&mut self, vm: usize) -> Result<(), ActionError>;
+    /// Gives the terminal back to the guests.
+    ///
+    /// # Errors
+    /// If that may not be.
+    fn quit(&mut self) -> Result<(), ActionError>;
+}
