@@ -15,6 +15,7 @@ mod guest_exits;
 mod honest;
 mod input;
 mod kernel_image;
+mod monitor;
 mod packed;
 mod race;
 mod registers;
@@ -26,6 +27,7 @@ pub use decode::decode;
 pub use fdt::fdt;
 pub use guest_exits::guest_exits;
 pub use kernel_image::kernel_image;
+pub use monitor::monitor;
 pub use packed::packed_chains;
 pub use registers::registers;
 pub use split::{split_chains, split_race};
@@ -46,4 +48,5 @@ pub const TARGETS: [Target; 10] = [
     ("fdt", fdt),
     ("kernel_image", kernel_image),
     ("decode", decode),
+    ("monitor", monitor),
 ];
