@@ -1,5 +1,7 @@
 //! The board, as its device tree describes it.
 
+use dtoolkit::fdt::Fdt;
+
 use super::check;
 use super::error::{BoardError, NodePath};
 use super::modules::{self, Module};
@@ -46,6 +48,8 @@ pub struct Board<'a> {
     pub bootargs: &'a str,
     /// `/chosen/linux,initrd-start` and `-end`: a ramdisk given as if to a plain kernel.
     pub initrd: Option<PaRange>,
+    /// The tree it was read from, for what is read later.
+    pub(super) tree: Fdt<'a>,
 }
 
 /// How calls reach the firmware.
@@ -172,6 +176,7 @@ impl<'a> Board<'a> {
             modules: heapless::Vec::new(),
             bootargs: "",
             initrd: None,
+            tree: fdt,
         };
         board.read_memory(&root)?;
         for entry in fdt.memory_reservations() {
@@ -219,7 +224,7 @@ impl<'a> Board<'a> {
             if node.text("device_type") != Some("memory") || !node.is_enabled() {
                 return;
             }
-            let path = NodePath { parent: "", name: node.name() };
+            let path = NodePath::new("", node.name());
             let Some(ranges) = node.reg_in(cells) else {
                 result = Err(BoardError::BadNode { node: path, reason: "reg is not understood" });
                 return;
@@ -246,7 +251,7 @@ impl<'a> Board<'a> {
             if node.value("reg").is_none() || !node.is_enabled() || result.is_err() {
                 return;
             }
-            let path = NodePath { parent: "/reserved-memory", name: node.name() };
+            let path = NodePath::new("/reserved-memory", node.name());
             result = match node.reg_in(cells) {
                 Some(mut ranges) => ranges.try_for_each(|range| self.reserve(range)),
                 None => Err(BoardError::BadNode { node: path, reason: "reg is not understood" }),

@@ -4,18 +4,36 @@ use core::fmt;
 
 use crate::memory::{Pa, PaRange};
 
-/// The path of a node one level below a known one.
+/// The path of a node one or two levels below a known one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct NodePath<'a> {
-    /// Path of the parent; empty for the root.
-    pub parent: &'static str,
+    /// Path of what it is in, as far as that is known beforehand; empty for the root.
+    parent: &'static str,
+    /// Name of the node in between, if there is one.
+    between: Option<&'a str>,
     /// Name with unit address.
-    pub name: &'a str,
+    name: &'a str,
+}
+
+impl<'a> NodePath<'a> {
+    /// The node `name` (with unit address) in `parent`, a path; empty for the root.
+    pub const fn new(parent: &'static str, name: &'a str) -> Self {
+        Self { parent, between: None, name }
+    }
+
+    /// The node `name` in this one, which is itself right below its known parent.
+    pub const fn child(self, name: &'a str) -> Self {
+        Self { parent: self.parent, between: Some(self.name), name }
+    }
 }
 
 impl fmt::Display for NodePath<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/{}", self.parent, self.name)
+        f.write_str(self.parent)?;
+        if let Some(between) = self.between {
+            write!(f, "/{between}")?;
+        }
+        write!(f, "/{}", self.name)
     }
 }
 
@@ -58,6 +76,15 @@ pub enum BoardError<'a> {
         node: NodePath<'a>,
         /// What is wrong with it.
         reason: &'static str,
+    },
+    /// A property that matters cannot be understood.
+    BadProperty {
+        /// The node.
+        node: NodePath<'a>,
+        /// The property.
+        property: &'a str,
+        /// What is wrong with it: "is missing".
+        problem: &'static str,
     },
     /// More of something than there is room for.
     TooMany {
@@ -114,6 +141,9 @@ impl fmt::Display for BoardError<'_> {
             }
             Self::NoMemory => f.write_str("FDT has no /memory node with memory"),
             Self::BadNode { node, reason } => write!(f, "{node}: {reason}"),
+            Self::BadProperty { node, property, problem } => {
+                write!(f, "{node}: {property} {problem}")
+            }
             Self::TooMany { what, limit } => write!(f, "FDT has more than {limit} {what}"),
             Self::ModuleEmpty { node } => write!(f, "{node}: module has no bytes"),
             Self::ModuleOutsideMemory { node, range } => {

@@ -6,6 +6,9 @@ pub mod error;
 pub mod guest;
 pub mod modules;
 mod node;
+#[cfg(test)]
+pub(crate) mod testing;
+pub mod vms;
 pub mod writer;
 
 pub use board::{Board, Conduit, Cpu, CpuEnable, Gic, Timer, Uart, VirtioSlot};
@@ -14,6 +17,7 @@ pub use error::{BoardError, NodePath};
 pub use guest::{GuestGic, GuestSlot, GuestTree};
 pub use modules::{GuestImages, Module, ModuleKind};
 pub use node::{Interrupt, StringList, Trigger};
+pub use vms::{BlockSource, DeviceKind, DeviceNode, OnCrash, VmNode};
 pub use writer::{FdtWriter, WriteError};
 
 /// Sorts a short list by insertion: the library's sorts are 6 KiB of code for lists of dozens.

@@ -5,7 +5,7 @@
 
 use super::board::Board;
 use super::error::{BoardError, NodePath};
-use super::node::Place;
+use super::node::{Cells, Place};
 use crate::memory::PaRange;
 
 /// Modules a board can have.
@@ -59,26 +59,36 @@ pub(super) fn read<'a>(
         if !compatible.contains("multiboot,module") || !place.is_enabled() {
             return;
         }
-        let kind = if compatible.contains("multiboot,kernel") {
-            ModuleKind::Kernel
-        } else if compatible.contains("multiboot,ramdisk") {
-            ModuleKind::Ramdisk
-        } else {
-            ModuleKind::Other
-        };
-        let node = NodePath { parent: "/chosen", name: place.name() };
-        let Some(range) = place.reg_in(cells).and_then(|mut reg| reg.next()) else {
-            result = Err(BoardError::BadNode { node, reason: "reg is not understood" });
-            return;
-        };
-        let bootargs = place.text("bootargs").unwrap_or("");
-        if modules.push(Module { node, kind, range, bootargs }).is_err() {
-            result = Err(BoardError::TooMany { what: "modules", limit: MAX_MODULES });
+        let node = NodePath::new("/chosen", place.name());
+        match read_one(place, node, cells) {
+            Ok(module) if modules.push(module).is_ok() => {}
+            Ok(_) => result = Err(BoardError::TooMany { what: "modules", limit: MAX_MODULES }),
+            Err(error) => result = Err(error),
         }
     });
     result?;
     super::sort_by_address(&mut modules, |module| module.range.base);
     Ok(modules)
+}
+
+/// One module, whose node is `place` at the path `node`, its `reg` in `cells`.
+pub(super) fn read_one<'a>(
+    place: &Place<'_, 'a>,
+    node: NodePath<'a>,
+    cells: Cells,
+) -> Result<Module<'a>, BoardError<'a>> {
+    let compatible = place.compatible();
+    let kind = if compatible.contains("multiboot,kernel") {
+        ModuleKind::Kernel
+    } else if compatible.contains("multiboot,ramdisk") {
+        ModuleKind::Ramdisk
+    } else {
+        ModuleKind::Other
+    };
+    let Some(range) = place.reg_in(cells).and_then(|mut reg| reg.next()) else {
+        return Err(BoardError::BadNode { node, reason: "reg is not understood" });
+    };
+    Ok(Module { node, kind, range, bootargs: place.text("bootargs").unwrap_or("") })
 }
 
 impl<'a> Board<'a> {
@@ -89,20 +99,33 @@ impl<'a> Board<'a> {
     /// The first module that does not; see [`BoardError`].
     pub fn check_modules(&self, taken: &[(&'static str, PaRange)]) -> Result<(), BoardError<'a>> {
         for (index, module) in self.modules.iter().enumerate() {
-            let (node, range) = (module.node, module.range);
-            if range.is_empty() {
-                return Err(BoardError::ModuleEmpty { node });
-            }
-            if !self.memory.iter().any(|memory| memory.contains(range)) {
-                return Err(BoardError::ModuleOutsideMemory { node, range });
-            }
-            if let Some((what, _)) = taken.iter().find(|(_, taken)| taken.overlaps(range)) {
-                return Err(BoardError::ModuleOverlaps { node, range, what });
-            }
+            self.check_module(module.node, module.range, taken)?;
             let mut others = self.modules.iter().skip(index + 1);
-            if let Some(other) = others.find(|other| other.range.overlaps(range)) {
-                return Err(BoardError::ModulesOverlap { first: node, second: other.node });
+            if let Some(other) = others.find(|other| other.range.overlaps(module.range)) {
+                return Err(BoardError::ModulesOverlap { first: module.node, second: other.node });
             }
+        }
+        Ok(())
+    }
+
+    /// Checks that a module has bytes, all in the board's memory, none of them in `taken`.
+    ///
+    /// # Errors
+    /// What is wrong with it; see [`BoardError`].
+    pub fn check_module<'n>(
+        &self,
+        node: NodePath<'n>,
+        range: PaRange,
+        taken: &[(&'static str, PaRange)],
+    ) -> Result<(), BoardError<'n>> {
+        if range.is_empty() {
+            return Err(BoardError::ModuleEmpty { node });
+        }
+        if !self.memory.iter().any(|memory| memory.contains(range)) {
+            return Err(BoardError::ModuleOutsideMemory { node, range });
+        }
+        if let Some((what, _)) = taken.iter().find(|(_, taken)| taken.overlaps(range)) {
+            return Err(BoardError::ModuleOverlaps { node, range, what });
         }
         Ok(())
     }

@@ -3,6 +3,7 @@
 //! Portable: the core that runs a guest is behind [`host::Host`], so all of it is tested on a host.
 
 pub mod bus;
+pub mod config;
 pub mod describe;
 pub mod exit;
 pub mod host;
@@ -19,6 +20,7 @@ mod testing;
 pub mod trap;
 pub mod watchdog;
 
+pub use config::{ConfigError, Configuration, Refusal, VmConfig};
 pub use host::Host;
 pub use machine::{Vcpu, Vm};
 pub use stats::ExitCounts;

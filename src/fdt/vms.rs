@@ -1,0 +1,329 @@
+//! VMs in the board's device tree: nodes of `/chosen` with `compatible = "sparkler,vm"`.
+//!
+//! What a node says is read here, as far as it has a form that is understood; whether the board can
+//! do it is judged in [`vm::config`](crate::vm::config). The binding is in `docs/configuration.md`.
+
+use dtoolkit::fdt::Fdt;
+use dtoolkit::{Node, Property};
+
+use super::board::Board;
+use super::error::{BoardError, NodePath};
+use super::modules::{self, Module, ModuleKind};
+use super::node::{Cells, Place};
+use crate::memory::PaRange;
+
+/// virtio devices a VM can have.
+pub const MAX_DEVICES: usize = 8;
+
+/// Size of a null disk whose node does not say.
+const NULL_DISK_KIB: u64 = 1 << 20;
+
+/// Properties of a VM's node whose names are ours alone: another name with this prefix is a mistake.
+const PREFIX: &str = "sparkler,";
+const OURS: [&str; 6] = ["cores", "weight", "autostart", "on-crash", "operator", "builtin"];
+
+/// What a device's node can have. There everything else is a mistake: a disk that is to be
+/// `readonly` instead of `read-only` must not be written.
+const OF_DEVICES: [&str; 8] =
+    ["compatible", "status", "phandle", "reg", "backend", "disk", "size", "read-only"];
+
+/// What a VM's node says. Numbers are as they are in the tree.
+#[derive(Clone, Debug)]
+pub struct VmNode<'a> {
+    /// Where it is.
+    pub node: NodePath<'a>,
+    /// `vm-name`, or the node's name without unit address.
+    pub name: &'a str,
+    /// `cpus`: how many vCPUs.
+    pub cpus: u64,
+    /// `memory`, in KiB.
+    pub memory_kib: u64,
+    /// `sparkler,cores`: the physical cores; `None` if it is left to us.
+    pub cores: Option<CoreList<'a>>,
+    /// `sparkler,weight`, if it has one.
+    pub weight: Option<u64>,
+    /// `sparkler,autostart`: whether it is started with the board.
+    pub autostart: bool,
+    /// `sparkler,on-crash`: what becomes of it after a crash.
+    pub on_crash: OnCrash,
+    /// `sparkler,operator`: whether it may use the monitor's hypercalls.
+    pub operator: bool,
+    /// `sparkler,builtin`: whether it runs the guest in the image.
+    pub builtin: bool,
+    /// `bootargs` of the node itself, for the built-in guest.
+    pub bootargs: &'a str,
+    /// Its `multiboot,kernel` module.
+    pub kernel: Option<Module<'a>>,
+    /// Its `multiboot,ramdisk` module.
+    pub ramdisk: Option<Module<'a>>,
+    /// Its virtio devices, in the order of their slots.
+    pub devices: heapless::Vec<DeviceNode<'a>, MAX_DEVICES>,
+}
+
+/// What becomes of a VM that has crashed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OnCrash {
+    /// It stays as it is, stopped.
+    Stop,
+    /// It is started again, after a while that grows with every crash.
+    Restart,
+}
+
+/// A virtio device of a VM.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DeviceNode<'a> {
+    /// Where it is.
+    pub node: NodePath<'a>,
+    /// What it is.
+    pub kind: DeviceKind,
+}
+
+/// A kind of virtio device, with its back end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DeviceKind {
+    /// `sparkler,virtio-block`.
+    Block {
+        /// `backend` with its properties: where the data is.
+        source: BlockSource,
+        /// `read-only`: whether the guest is kept from writing.
+        read_only: bool,
+    },
+}
+
+/// What is behind a block device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BlockSource {
+    /// `"physical"`: a disk of the board's.
+    Physical {
+        /// `disk`: which of them, from 0 on.
+        disk: u64,
+    },
+    /// `"ram"`: memory that a boot loader has put a disk image in.
+    Ram {
+        /// `reg`: where it is.
+        image: PaRange,
+    },
+    /// `"null"`: nothing. It reads as zeros, and what is written is gone.
+    Null {
+        /// `size` in KiB: what it says it has. 1 GiB without.
+        size_kib: u64,
+    },
+}
+
+/// The cells of `sparkler,cores`. At least one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CoreList<'a>(&'a [[u8; 4]]);
+
+impl CoreList<'_> {
+    /// The numbers in it.
+    pub fn iter(&self) -> impl Iterator<Item = u32> {
+        self.0.iter().map(|cell| u32::from_be_bytes(*cell))
+    }
+
+    /// The `n`th number, starting over where the list ends.
+    pub fn cycled(&self, n: usize) -> Option<u32> {
+        self.0.get(n.checked_rem(self.0.len())?).map(|cell| u32::from_be_bytes(*cell))
+    }
+}
+
+impl<'a> Board<'a> {
+    /// Calls `visit` with every VM of the tree that is not disabled, in the tree's order: its
+    /// path, and what its node says.
+    ///
+    /// The error is [`BoardError::BadProperty`], [`BadNode`](BoardError::BadNode) or
+    /// [`TooMany`](BoardError::TooMany), and concerns that VM alone.
+    pub fn for_each_vm(
+        &self,
+        visit: &mut dyn FnMut(NodePath<'a>, Result<VmNode<'a>, BoardError<'a>>),
+    ) {
+        let root = Place::root(self.tree);
+        root.at("chosen", &mut |chosen| {
+            let cells = chosen.cells_below_or(root.cells_below());
+            chosen.for_each_child(|vm| {
+                if vm.compatible().contains("sparkler,vm") && vm.is_enabled() {
+                    let node = NodePath::new("/chosen", vm.name());
+                    visit(node, read(self.tree, vm, node, vm.cells_below_or(cells)));
+                }
+            });
+        });
+    }
+}
+
+fn read<'a>(
+    tree: Fdt<'a>,
+    place: &Place<'_, 'a>,
+    node: NodePath<'a>,
+    cells: Cells,
+) -> Result<VmNode<'a>, BoardError<'a>> {
+    let mut at = Reader { tree, place, node, error: None };
+    at.check_names(&|name| name.strip_prefix(PREFIX).is_none_or(|ours| OURS.contains(&ours)));
+    let own_name = || place.name().split('@').next().unwrap_or_default();
+    let mut vm = VmNode {
+        node,
+        name: at.text("vm-name").unwrap_or_else(own_name),
+        cpus: at.required("cpus"),
+        memory_kib: at.required("memory"),
+        cores: at.cores("sparkler,cores"),
+        weight: at.number("sparkler,weight"),
+        autostart: at.is_second("sparkler,autostart", ["no", "yes"]).unwrap_or(true),
+        on_crash: match at.is_second("sparkler,on-crash", ["stop", "restart"]) {
+            Some(true) => OnCrash::Restart,
+            _ => OnCrash::Stop,
+        },
+        operator: at.flag("sparkler,operator"),
+        builtin: at.flag("sparkler,builtin"),
+        bootargs: at.text("bootargs").unwrap_or(""),
+        kernel: None,
+        ramdisk: None,
+        devices: heapless::Vec::new(),
+    };
+    let mut error = at.error;
+    place.for_each_child(|child| {
+        if error.is_none() && child.is_enabled() {
+            let node = node.child(child.name());
+            let mut at = Reader { tree, place: child, node, error: None };
+            read_child(&mut vm, &mut at, cells);
+            error = at.error;
+        }
+    });
+    error.map_or(Ok(vm), Err)
+}
+
+fn read_child<'a>(vm: &mut VmNode<'a>, at: &mut Reader<'_, '_, 'a>, cells: Cells) {
+    let compatible = at.place.compatible();
+    if compatible.contains("multiboot,module") {
+        at.text("bootargs");
+        let module = match modules::read_one(at.place, at.node, cells) {
+            Ok(module) => module,
+            Err(error) => return at.refuse(error),
+        };
+        let slot = match module.kind {
+            ModuleKind::Kernel => &mut vm.kernel,
+            ModuleKind::Ramdisk => &mut vm.ramdisk,
+            ModuleKind::Other => return at.bad_node("the module is neither kernel nor ramdisk"),
+        };
+        if slot.replace(module).is_some() {
+            at.bad_node("the VM has two modules of this kind");
+        }
+        return;
+    }
+    if !compatible.contains("sparkler,virtio-block") {
+        return at.bad_node("compatible is neither that of a module nor of a device");
+    }
+    at.check_names(&|name| OF_DEVICES.contains(&name));
+    let source = match at.text("backend") {
+        Some("physical") => BlockSource::Physical { disk: at.required("disk") },
+        Some("ram") => match at.place.reg_in(cells).and_then(|mut reg| reg.next()) {
+            Some(image) => BlockSource::Ram { image },
+            None => return at.bad_node("reg is not understood"),
+        },
+        Some("null") => BlockSource::Null { size_kib: at.number("size").unwrap_or(NULL_DISK_KIB) },
+        Some(_) => return at.bad("backend", "is none of \"physical\", \"ram\" and \"null\""),
+        None => return at.bad("backend", "is missing"),
+    };
+    let kind = DeviceKind::Block { source, read_only: at.flag("read-only") };
+    if vm.devices.push(DeviceNode { node: at.node, kind }).is_err() {
+        at.bad_node("the VM has more than 8 devices");
+    }
+}
+
+/// A node whose properties must have their form if they are there. The first mistake is kept, and
+/// is looked at when all is read: what was read until then does not matter.
+struct Reader<'r, 'p, 'a> {
+    tree: Fdt<'a>,
+    place: &'r Place<'p, 'a>,
+    node: NodePath<'a>,
+    error: Option<BoardError<'a>>,
+}
+
+impl<'a> Reader<'_, '_, 'a> {
+    #[inline(never)]
+    fn refuse(&mut self, error: BoardError<'a>) {
+        self.error.get_or_insert(error);
+    }
+
+    fn bad_node(&mut self, reason: &'static str) {
+        self.refuse(BoardError::BadNode { node: self.node, reason });
+    }
+
+    fn bad(&mut self, property: &'a str, problem: &'static str) {
+        self.refuse(BoardError::BadProperty { node: self.node, property, problem });
+    }
+
+    fn check_names(&mut self, known: &dyn Fn(&str) -> bool) {
+        let mut properties = self.place.node.properties();
+        if let Some(property) = properties.find(|property| !known(property.name())) {
+            self.bad(self.named(property.name()), "means nothing here");
+        }
+    }
+
+    /// A property's name as it is in the tree: the reader does not say that it lives as long.
+    fn named(&self, name: &str) -> &'a str {
+        let bytes = self.tree.data();
+        let mut pieces =
+            (0..bytes.len()).filter_map(|at| bytes.get(at..at.checked_add(name.len())?));
+        let found = pieces.find(|piece| *piece == name.as_bytes());
+        found.and_then(|piece| core::str::from_utf8(piece).ok()).unwrap_or_default()
+    }
+
+    /// One string, with its end and no other zero byte in it.
+    #[inline(never)]
+    fn text(&mut self, property: &'static str) -> Option<&'a str> {
+        let value = self.place.value(property)?;
+        let text = value.strip_suffix(&[0]).filter(|text| !text.contains(&0));
+        let text = text.and_then(|text| core::str::from_utf8(text).ok());
+        if text.is_none() {
+            self.bad(property, "is not text");
+        }
+        text
+    }
+
+    #[inline(never)]
+    fn number(&mut self, property: &'static str) -> Option<u64> {
+        let value = self.place.value(property)?;
+        match (value.first_chunk(), value.first_chunk()) {
+            (Some(cell), _) if value.len() == 4 => Some(u32::from_be_bytes(*cell).into()),
+            (_, Some(cells)) if value.len() == 8 => Some(u64::from_be_bytes(*cells)),
+            _ => {
+                self.bad(property, "is not a number of one or two cells");
+                None
+            }
+        }
+    }
+
+    fn required(&mut self, property: &'static str) -> u64 {
+        self.number(property).unwrap_or_else(|| {
+            // Unless it is there, and bad: that was said first.
+            self.bad(property, "is missing");
+            0
+        })
+    }
+
+    fn flag(&mut self, property: &'static str) -> bool {
+        let value = self.place.value(property);
+        if value.is_some_and(|value| !value.is_empty()) {
+            self.bad(property, "takes no value: that it is there is enough");
+        }
+        value.is_some()
+    }
+
+    /// Whether it is the second of two words, not the first.
+    fn is_second(&mut self, property: &'static str, [first, second]: [&str; 2]) -> Option<bool> {
+        let text = self.text(property)?;
+        if text != first && text != second {
+            self.bad(property, "is none of the words it can be");
+        }
+        Some(text == second)
+    }
+
+    fn cores(&mut self, property: &'static str) -> Option<CoreList<'a>> {
+        let (cells, rest) = self.place.value(property)?.as_chunks();
+        if cells.is_empty() || !rest.is_empty() {
+            self.bad(property, "is not a list of cells");
+        }
+        Some(CoreList(cells))
+    }
+}
+
+#[cfg(test)]
+mod tests;

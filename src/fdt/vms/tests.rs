@@ -1,0 +1,193 @@
+use super::*;
+use crate::fdt::testing::{TestNode, block, board, module, vm};
+use crate::memory::Pa;
+
+/// What the reader says of each VM of a board.
+fn outcomes(vms: &[TestNode]) -> Vec<Result<(String, u64, u64), String>> {
+    let blob = board(2, vms).blob();
+    let board = Board::read(&blob, Pa::new(0)).unwrap();
+    let mut outcomes = Vec::new();
+    board.for_each_vm(&mut |_, read| {
+        let read = read.map(|vm| (vm.name.to_owned(), vm.cpus, vm.memory_kib));
+        outcomes.push(read.map_err(|error| error.to_string()));
+    });
+    outcomes
+}
+
+#[track_caller]
+fn refused(vm: TestNode) -> String {
+    outcomes(&[vm]).remove(0).unwrap_err()
+}
+
+#[test]
+fn everything_a_node_can_say_is_understood() {
+    let disk = block("disk@0", "physical").cells("disk", &[1]).flag("read-only");
+    let ram = block("disk@1", "ram").cells("reg", &[0, 0x5000_0000, 0, 0x4000]);
+    let null = block("disk@2", "null").cells("size", &[0, 4096]);
+    let kernel = module("kernel", 0x4800_0000, 0x1000).text("bootargs", "console=ttyAMA0 quiet");
+    let alice = TestNode::new("alice@7")
+        .text("compatible", "sparkler,vm")
+        .cells("cpus", &[3])
+        .cells("memory", &[0, 0x4_0000])
+        .cells("sparkler,cores", &[0, 1])
+        .cells("sparkler,weight", &[250])
+        .text("sparkler,autostart", "no")
+        .text("sparkler,on-crash", "restart")
+        .flag("sparkler,operator")
+        .child(kernel)
+        .child(module("ramdisk", 0x4900_0000, 0x2000))
+        .child(disk)
+        .child(ram)
+        .child(null);
+    let blob = board(2, &[alice]).blob();
+    let board = Board::read(&blob, Pa::new(0)).unwrap();
+    let mut seen = 0;
+    board.for_each_vm(&mut |node, read| {
+        seen += 1;
+        let vm = read.unwrap();
+        assert_eq!(node.to_string(), "/chosen/alice@7");
+        assert_eq!((vm.node, vm.name, vm.cpus, vm.memory_kib), (node, "alice", 3, 0x4_0000));
+        let cores = vm.cores.unwrap();
+        assert_eq!(cores.iter().collect::<Vec<_>>(), [0, 1]);
+        assert_eq!([0, 1, 2].map(|n| cores.cycled(n)), [Some(0), Some(1), Some(0)]);
+        assert_eq!((vm.weight, vm.autostart, vm.on_crash), (Some(250), false, OnCrash::Restart));
+        assert_eq!((vm.operator, vm.builtin, vm.bootargs), (true, false, ""));
+        let kernel = vm.kernel.unwrap();
+        assert_eq!(kernel.node.to_string(), "/chosen/alice@7/kernel@48000000");
+        assert_eq!(kernel.range, PaRange::new(0x4800_0000, 0x1000));
+        assert_eq!(kernel.bootargs, "console=ttyAMA0 quiet");
+        assert_eq!(vm.ramdisk.unwrap().range, PaRange::new(0x4900_0000, 0x2000));
+        let image = PaRange::new(0x5000_0000, 0x4000);
+        let expected = [
+            (BlockSource::Physical { disk: 1 }, true),
+            (BlockSource::Ram { image }, false),
+            (BlockSource::Null { size_kib: 4096 }, false),
+        ];
+        let expected = expected.map(|(source, read_only)| DeviceKind::Block { source, read_only });
+        assert_eq!(vm.devices.iter().map(|device| device.kind).collect::<Vec<_>>(), expected);
+        assert_eq!(vm.devices[2].node.to_string(), "/chosen/alice@7/disk@2");
+    });
+    assert_eq!(seen, 1);
+}
+
+#[test]
+fn what_a_node_does_not_say_has_a_default() {
+    let blob = board(1, &[vm("bob", 0x4800_0000)]).blob();
+    let board = Board::read(&blob, Pa::new(0)).unwrap();
+    board.for_each_vm(&mut |_, read| {
+        let vm = read.unwrap();
+        assert_eq!((vm.cores, vm.weight, vm.autostart), (None, None, true));
+        assert_eq!((vm.on_crash, vm.operator, vm.builtin), (OnCrash::Stop, false, false));
+        assert!(vm.ramdisk.is_none() && vm.devices.is_empty());
+    });
+}
+
+#[test]
+fn vms_come_in_order_disabled_ones_and_other_nodes_do_not() {
+    let renamed = vm("node", 0x4800_0000).text("vm-name", "carol");
+    let disabled = vm("bob", 0x4800_0000).text("status", "disabled");
+    let plain = module("kernel", 0x4800_0000, 0x1000);
+    let foreign = TestNode::new("domU1").text("compatible", "xen,domain");
+    let alice = vm("alice", 0x4800_0000);
+    let names: Vec<_> = outcomes(&[renamed, disabled, plain, foreign, alice])
+        .into_iter()
+        .map(|read| read.unwrap().0)
+        .collect();
+    assert_eq!(names, ["carol", "alice"]);
+}
+
+#[test]
+fn a_module_s_reg_is_in_the_cells_of_its_vm() {
+    let kernel = TestNode::new("kernel")
+        .bytes("compatible", b"multiboot,kernel\0multiboot,module\0")
+        .cells("reg", &[0x4800_0000, 0x1000]);
+    let vm = vm("alice", 0).without_children().child(kernel);
+    assert_eq!(refused(vm.clone()), "/chosen/alice/kernel: reg is not understood");
+    let vm = vm.cells("#address-cells", &[1]).cells("#size-cells", &[1]);
+    let blob = board(1, &[vm]).blob();
+    let board = Board::read(&blob, Pa::new(0)).unwrap();
+    board.for_each_vm(&mut |_, read| {
+        assert_eq!(read.unwrap().kernel.unwrap().range, PaRange::new(0x4800_0000, 0x1000));
+    });
+}
+
+#[test]
+fn a_property_of_the_wrong_form_is_refused_by_name() {
+    let good = || vm("alice", 0x4800_0000);
+    let number = "is not a number of one or two cells";
+    let flag = "takes no value: that it is there is enough";
+    let words = "is none of the words it can be";
+    for (vm, problem) in [
+        (good().without("cpus"), "cpus is missing".to_owned()),
+        (good().without("memory"), "memory is missing".to_owned()),
+        (good().flag("cpus"), format!("cpus {number}")),
+        (good().bytes("cpus", &[0, 0, 1]), format!("cpus {number}")),
+        (good().cells("memory", &[0, 0, 1]), format!("memory {number}")),
+        (good().bytes("vm-name", b"alice"), "vm-name is not text".to_owned()),
+        (good().bytes("vm-name", b"a\0b\0"), "vm-name is not text".to_owned()),
+        (good().bytes("vm-name", b"\xff\0"), "vm-name is not text".to_owned()),
+        (good().bytes("bootargs", b"\xff\0"), "bootargs is not text".to_owned()),
+        (good().text("sparkler,weight", "x"), format!("sparkler,weight {number}")),
+        (good().flag("sparkler,cores"), "sparkler,cores is not a list of cells".to_owned()),
+        (
+            good().bytes("sparkler,cores", &[0; 5]),
+            "sparkler,cores is not a list of cells".to_owned(),
+        ),
+        (good().text("sparkler,autostart", "maybe"), format!("sparkler,autostart {words}")),
+        (good().flag("sparkler,autostart"), "sparkler,autostart is not text".to_owned()),
+        (good().text("sparkler,on-crash", "Restart"), format!("sparkler,on-crash {words}")),
+        (good().cells("sparkler,operator", &[0]), format!("sparkler,operator {flag}")),
+        (good().cells("sparkler,builtin", &[1]), format!("sparkler,builtin {flag}")),
+        (good().flag("sparkler,weigth"), "sparkler,weigth means nothing here".to_owned()),
+    ] {
+        assert_eq!(refused(vm), format!("/chosen/alice: {problem}"));
+    }
+}
+
+#[test]
+fn a_child_that_is_not_understood_is_refused_by_path() {
+    let with = |child: TestNode| refused(vm("alice", 0x4800_0000).child(child));
+    let disk = || block("disk", "physical").cells("disk", &[0]);
+    let missing = "/chosen/alice/disk: disk is missing";
+    assert_eq!(with(disk().without("disk")), missing);
+    let misspelt = disk().flag("readonly");
+    assert_eq!(with(misspelt), "/chosen/alice/disk: readonly means nothing here");
+    let backend = "/chosen/alice/disk: backend is none of \"physical\", \"ram\" and \"null\"";
+    assert_eq!(with(block("disk", "network")), backend);
+    assert_eq!(with(disk().without("backend")), "/chosen/alice/disk: backend is missing");
+    assert_eq!(with(block("disk", "ram")), "/chosen/alice/disk: reg is not understood");
+    let unknown = "compatible is neither that of a module nor of a device";
+    let future = disk().text("compatible", "sparkler,virtio-time-machine");
+    assert_eq!(with(future), format!("/chosen/alice/disk: {unknown}"));
+    assert_eq!(with(TestNode::new("x")), format!("/chosen/alice/x: {unknown}"));
+    let second = module("kernel", 0x5000_0000, 4);
+    let path = "/chosen/alice/kernel@50000000";
+    assert_eq!(with(second), format!("{path}: the VM has two modules of this kind"));
+    let other = module("device-tree", 0x5000_0000, 4);
+    let path = "/chosen/alice/device-tree@50000000";
+    assert_eq!(with(other), format!("{path}: the module is neither kernel nor ramdisk"));
+    let bootargs = module("ramdisk", 0x5000_0000, 4).bytes("bootargs", b"x");
+    let path = "/chosen/alice/ramdisk@50000000";
+    assert_eq!(with(bootargs), format!("{path}: bootargs is not text"));
+    // A disabled child is not there.
+    let disabled = TestNode::new("x").text("status", "disabled");
+    assert!(outcomes(&[vm("alice", 0x4800_0000).child(disabled)])[0].is_ok());
+}
+
+#[test]
+fn the_ninth_device_is_refused() {
+    let with = |count: u32| {
+        (0..count).fold(vm("alice", 0x4800_0000), |vm, n| vm.child(block(&format!("d{n}"), "null")))
+    };
+    assert!(outcomes(&[with(8)])[0].is_ok());
+    assert_eq!(refused(with(9)), "/chosen/alice/d8: the VM has more than 8 devices");
+}
+
+#[test]
+fn a_vm_that_is_refused_leaves_the_others_as_they_are() {
+    let bad = vm("bad", 0x4800_0000).without("cpus");
+    let read = outcomes(&[vm("alice", 0x4800_0000), bad, vm("bob", 0x4800_0000)]);
+    assert_eq!(read[0], Ok(("alice".to_owned(), 1, 0x1_0000)));
+    assert!(read[1].is_err());
+    assert_eq!(read[2], Ok(("bob".to_owned(), 1, 0x1_0000)));
+}

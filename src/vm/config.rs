@@ -1,0 +1,473 @@
+//! The VMs a board is to run: what its device tree asks for, checked against what there is.
+//!
+//! A mistake costs the VM that it is in, never another: each is refused with the path of its node
+//! and the reason. Where two VMs want the same, the first in the tree has it.
+//!
+//! 1. [`Configuration::read`]: every VM's node, its modules, names, numbers, and which physical
+//!    core each of its vCPUs is assigned to.
+//! 2. [`Configuration::reserve_modules`]: what the modules take of the board's free RAM. EL2 takes
+//!    its own part then.
+//! 3. [`Configuration::check_disks`], when the board's disks are known.
+//! 4. [`Configuration::place`]: each VM's RAM.
+
+mod cores;
+mod error;
+
+pub use cores::{CoreIndex, CoreSet};
+pub use error::{ConfigError, Refusal};
+
+use super::layout;
+use crate::backend::block::SECTOR_SIZE;
+use crate::fdt::vms::MAX_DEVICES;
+use crate::fdt::{BlockSource, Board, BoardError, DeviceKind, DeviceNode, Module, NodePath};
+use crate::fdt::{OnCrash, VmNode};
+use crate::memory::ram::TooManyRanges;
+use crate::memory::{PaRange, RamMap};
+
+/// VMs a board can have.
+pub const MAX_VMS: usize = 8;
+/// vCPUs a VM can have.
+pub const MAX_VCPUS: usize = 8;
+/// Physical cores that are used.
+pub const MAX_CORES: usize = 8;
+/// vCPUs that can be assigned to one physical core.
+pub const MAX_VCPUS_PER_CORE: usize = 8;
+/// Bytes of a kernel's command line.
+pub const MAX_BOOTARGS: usize = 2048;
+/// Bytes of a VM's name.
+pub const MAX_NAME: usize = 15;
+/// A VM's RAM is a multiple of this, so that stage 2 maps it by blocks.
+pub const RAM_BLOCK: u64 = 0x20_0000;
+
+/// What stage 2 maps at best.
+const LARGE_BLOCK: u64 = 1 << 30;
+/// RAM that fits behind its address, in KiB.
+const MAX_MEMORY_KIB: u64 = ((1 << layout::IPA_BITS) - layout::RAM.raw()) / 1024;
+/// The most a null disk can have: what its sectors number in 64 bits of bytes.
+const MAX_NULL_DISK_KIB: u64 = 1 << 43;
+
+const _: () = assert!(MAX_DEVICES <= super::machine::MAX_DEVICES);
+
+/// What the board has for VMs.
+#[derive(Clone, Copy, Debug)]
+pub struct Resources<'r> {
+    /// The cores that run. Core n is the nth `cpu` node of the tree.
+    pub cores: CoreSet,
+    /// Memory no module can be in, each with what to call it: the image, the device tree.
+    pub taken: &'r [(&'static str, PaRange)],
+}
+
+/// How large a VM's share is of a core that it does not have alone: 1 to 1000.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Weight(u16);
+
+impl Weight {
+    /// The weight of a VM whose node gives none.
+    pub const DEFAULT: Self = Self(100);
+
+    /// The number.
+    pub const fn get(self) -> u16 {
+        self.0
+    }
+}
+
+/// How much RAM a VM is to have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Memory {
+    /// That many bytes: not 0, a multiple of [`RAM_BLOCK`].
+    Bytes(u64),
+    /// The largest piece that is free.
+    Rest,
+}
+
+/// What a VM's kernel is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kernel<'a> {
+    /// The guest in the image.
+    Builtin,
+    /// A module. Checked: it is in the board's RAM, and over nothing else.
+    Module(Module<'a>),
+}
+
+/// A VM that is to run.
+#[derive(Clone, Debug)]
+pub struct VmConfig<'a> {
+    /// Its node; `/chosen` for the VM of a board without configuration.
+    pub node: NodePath<'a>,
+    /// Its name: unlike any other's, 1 to [`MAX_NAME`] of `A-Za-z0-9._-`.
+    pub name: &'a str,
+    vcpus: u8,
+    /// Each vCPU's physical core: as many as it has vCPUs, 1 to [`MAX_VCPUS`].
+    pub cores: heapless::Vec<CoreIndex, MAX_VCPUS>,
+    /// Its share of cores that it does not have alone.
+    pub weight: Weight,
+    /// Whether it is started with the board.
+    pub autostart: bool,
+    /// What becomes of it after a crash.
+    pub on_crash: OnCrash,
+    /// Whether it may use the monitor's hypercalls.
+    pub operator: bool,
+    /// How much RAM it is to have.
+    pub memory: Memory,
+    /// Its RAM: both ends multiples of [`RAM_BLOCK`], nobody else's. [`Configuration::place`] gives
+    /// it to every VM that it does not refuse.
+    pub ram: Option<PaRange>,
+    /// Its kernel.
+    pub kernel: Kernel<'a>,
+    /// Its ramdisk. It may be another VM's too: modules are only read.
+    pub ramdisk: Option<Module<'a>>,
+    /// The kernel's command line: at most [`MAX_BOOTARGS`] bytes.
+    pub bootargs: &'a str,
+    /// Its virtio devices in the order of their slots, each with its node for messages.
+    pub devices: heapless::Vec<DeviceNode<'a>, MAX_DEVICES>,
+    /// Whether it is that of a board without configuration, which does with fewer devices.
+    is_default: bool,
+}
+
+impl<'a> VmConfig<'a> {
+    /// Calls `visit` with every range of memory that it boots from, or has as a disk.
+    fn for_each_module(&self, visit: &mut dyn FnMut(Owned<'a>)) {
+        if let Kernel::Module(module) = &self.kernel {
+            visit(Owned::read(module));
+        }
+        if let Some(module) = &self.ramdisk {
+            visit(Owned::read(module));
+        }
+        for device in &self.devices {
+            let DeviceKind::Block { source, read_only } = device.kind;
+            if let BlockSource::Ram { image } = source {
+                visit(Owned { node: device.node, range: image, shared: read_only });
+            }
+        }
+    }
+}
+
+/// Memory with something in it that a VM uses.
+#[derive(Clone, Copy)]
+struct Owned<'a> {
+    node: NodePath<'a>,
+    range: PaRange,
+    /// Whether it is only read, so that others may read it too.
+    shared: bool,
+}
+
+impl<'a> Owned<'a> {
+    fn read(module: &Module<'a>) -> Self {
+        Self { node: module.node, range: module.range, shared: true }
+    }
+
+    fn goes_with(&self, other: &Owned<'_>) -> bool {
+        let same = self.range == other.range && self.shared && other.shared;
+        same || !self.range.overlaps(other.range)
+    }
+}
+
+fn physical_disk(device: &DeviceNode<'_>) -> Option<u64> {
+    match device.kind {
+        DeviceKind::Block { source: BlockSource::Physical { disk }, .. } => Some(disk),
+        DeviceKind::Block { .. } => None,
+    }
+}
+
+/// The VMs of a board.
+#[derive(Clone, Debug, Default)]
+pub struct Configuration<'a> {
+    vms: Vms<'a>,
+}
+
+impl<'a> Configuration<'a> {
+    /// No VMs.
+    pub const fn new() -> Self {
+        Self { vms: heapless::Vec::new() }
+    }
+
+    /// The VMs that are to run, in the tree's order.
+    pub fn vms(&self) -> &[VmConfig<'a>] {
+        &self.vms
+    }
+
+    /// How many vCPUs are assigned to `core`. One that has its core alone needs no time slices.
+    pub fn vcpus_on(&self, core: CoreIndex) -> usize {
+        cores::load(&self.vms, core)
+    }
+
+    /// Adds the VMs that `board`'s tree asks for and `resources` allow; `refuse` hears of the
+    /// others. Without any VM in the tree it is one, with all cores, the largest piece of free RAM,
+    /// the board's first kernel module, or else the built-in guest, and disk 0.
+    pub fn read(
+        &mut self,
+        board: &Board<'a>,
+        resources: &Resources<'_>,
+        refuse: &mut dyn FnMut(Refusal<'a>),
+    ) {
+        let mut found = false;
+        board.for_each_vm(&mut |vm, read| {
+            found = true;
+            let added = read.map_err(ConfigError::Tree).and_then(|node| {
+                let config = self.judge(node, board, resources)?;
+                self.vms.push(config).map_err(|_| ConfigError::TooManyVms)
+            });
+            if let Err(error) = added {
+                refuse(Refusal { vm, error });
+            }
+        });
+        if !found {
+            // There is room for one.
+            let _ = self.vms.push(default_vm(board, resources.cores));
+        }
+        // Who named no core gets what the others leave.
+        self.retain(refuse, |vms, index| {
+            if vms.get(index).is_some_and(|vm| vm.cores.is_empty()) {
+                let spread = cores::spread(vms, index, resources.cores)?;
+                if let Some(vm) = vms.get_mut(index) {
+                    vm.cores = spread;
+                }
+            }
+            Ok(())
+        });
+    }
+
+    /// Takes the VMs' modules out of the free RAM.
+    ///
+    /// # Errors
+    /// If it then is in too many pieces.
+    pub fn reserve_modules(&self, free: &mut RamMap) -> Result<(), TooManyRanges> {
+        let mut result = Ok(());
+        for vm in &self.vms {
+            vm.for_each_module(&mut |module| {
+                result = result.and_then(|()| free.reserve(module.range));
+            });
+        }
+        result
+    }
+
+    /// Refuses the VMs with disks that the board, which has `count`, has not. The VM of a board
+    /// without configuration does without.
+    pub fn check_disks(&mut self, count: usize, refuse: &mut dyn FnMut(Refusal<'a>)) {
+        let missing = |disk: u64| disk >= count as u64;
+        self.retain(refuse, |vms, index| {
+            let Some(vm) = vms.get_mut(index) else { return Ok(()) };
+            if vm.is_default {
+                vm.devices.retain(|device| !physical_disk(device).is_some_and(missing));
+            }
+            match vm.devices.iter().filter_map(physical_disk).find(|disk| missing(*disk)) {
+                Some(disk) => Err(ConfigError::NoSuchDisk { disk }),
+                None => Ok(()),
+            }
+        });
+    }
+
+    /// Takes RAM for every VM out of `free`, for which EL2 has taken what it needs before; refuses
+    /// VMs for which there is too little in one piece.
+    ///
+    /// The first in the tree is served first, from the lowest piece that is large enough; one that
+    /// stage 2 can map by blocks of 1 GiB, if there is.
+    pub fn place(&mut self, free: &mut RamMap, refuse: &mut dyn FnMut(Refusal<'a>)) {
+        self.retain(refuse, |vms, index| {
+            let Some(vm) = vms.get_mut(index) else { return Ok(()) };
+            let largest = free.largest(RAM_BLOCK);
+            let ram = match vm.memory {
+                Memory::Rest => largest,
+                Memory::Bytes(len) => Some(len)
+                    .filter(|len| *len >= LARGE_BLOCK)
+                    .and_then(|len| free.find(len, LARGE_BLOCK, layout::RAM.raw()))
+                    .or_else(|| free.find(len, RAM_BLOCK, 0)),
+            };
+            vm.ram = ram.filter(|ram| free.reserve(*ram).is_ok());
+            if vm.ram.is_some() {
+                return Ok(());
+            }
+            let wanted = if let Memory::Bytes(len) = vm.memory { len } else { RAM_BLOCK };
+            Err(ConfigError::NoMemory { wanted, largest: largest.map_or(0, |ram| ram.len) })
+        });
+    }
+
+    /// Refuses every VM for which `judge`, called in order with all VMs and an index, has an error.
+    fn retain(
+        &mut self,
+        refuse: &mut dyn FnMut(Refusal<'a>),
+        mut judge: impl FnMut(&mut Vms<'a>, usize) -> Result<(), ConfigError<'a>>,
+    ) {
+        let mut index = 0;
+        while let Some(vm) = self.vms.get(index).map(|vm| vm.node) {
+            match judge(&mut self.vms, index) {
+                Ok(()) => index += 1,
+                Err(error) => {
+                    self.vms.remove(index);
+                    refuse(Refusal { vm, error });
+                }
+            }
+        }
+    }
+
+    /// What `node` asks for, if it can be had beside the VMs there are.
+    fn judge(
+        &self,
+        node: VmNode<'a>,
+        board: &Board<'a>,
+        resources: &Resources<'_>,
+    ) -> Result<VmConfig<'a>, ConfigError<'a>> {
+        check_name(node.name)?;
+        if self.vms.iter().any(|vm| vm.name == node.name) {
+            return Err(ConfigError::NameTaken);
+        }
+        let vcpus = in_range("cpus", node.cpus, 1, MAX_VCPUS as u64)? as u8;
+        let weight = u64::from(Weight::DEFAULT.get());
+        let weight = in_range("sparkler,weight", node.weight.unwrap_or(weight), 1, 1000)?;
+        let kernel = match (node.builtin, node.kernel) {
+            (true, None) if node.ramdisk.is_none() => Kernel::Builtin,
+            (true, _) => return Err(ConfigError::BuiltinWithModules),
+            (false, Some(module)) => Kernel::Module(module),
+            (false, None) => return Err(ConfigError::NoKernel),
+        };
+        let bootargs = node.kernel.map_or(node.bootargs, |kernel| kernel.bootargs);
+        if bootargs.len() > MAX_BOOTARGS {
+            return Err(ConfigError::BootargsTooLong);
+        }
+        let cores = match node.cores {
+            Some(list) => cores::named(&self.vms, list, vcpus, resources.cores)?,
+            None => heapless::Vec::new(),
+        };
+        let vm = VmConfig {
+            node: node.node,
+            name: node.name,
+            vcpus,
+            cores,
+            weight: Weight(weight as u16),
+            autostart: node.autostart,
+            on_crash: node.on_crash,
+            operator: node.operator,
+            memory: memory(node.memory_kib)?,
+            ram: None,
+            kernel,
+            ramdisk: node.ramdisk,
+            bootargs,
+            devices: node.devices,
+            is_default: false,
+        };
+        self.check_modules(&vm, board, resources)?;
+        self.check_devices(&vm)?;
+        Ok(vm)
+    }
+
+    /// The modules lie in the board's RAM, over nothing that is in use, and over other modules only
+    /// if all of both is the same, and only read.
+    fn check_modules(
+        &self,
+        vm: &VmConfig<'a>,
+        board: &Board<'a>,
+        resources: &Resources<'_>,
+    ) -> Result<(), BoardError<'a>> {
+        let mut result = Ok(());
+        let mut index = 0;
+        vm.for_each_module(&mut |module| {
+            if result.is_err() {
+                return;
+            }
+            result = board.check_module(module.node, module.range, resources.taken);
+            let mut check = |other: Owned<'a>| {
+                if result.is_ok() && !module.goes_with(&other) {
+                    let (first, second) = (module.node, other.node);
+                    result = Err(BoardError::ModulesOverlap { first, second });
+                }
+            };
+            self.vms.iter().for_each(|other| other.for_each_module(&mut check));
+            board.modules.iter().for_each(|plain| check(Owned::read(plain)));
+            // Of its own, those that came before.
+            let mut before = index;
+            vm.for_each_module(&mut |other| {
+                if before > 0 {
+                    before -= 1;
+                    check(other);
+                }
+            });
+            index += 1;
+        });
+        result
+    }
+
+    fn check_devices(&self, vm: &VmConfig<'a>) -> Result<(), ConfigError<'a>> {
+        for (index, device) in vm.devices.iter().enumerate() {
+            let Some(disk) = physical_disk(device) else { continue };
+            let own = vm.devices.get(..index).unwrap_or_default();
+            let others = self.vms.iter().map(|vm| vm.devices.as_slice());
+            for other in others.chain([own]).flatten() {
+                if physical_disk(other) == Some(disk) {
+                    return Err(ConfigError::DiskTaken { disk, by: other.node });
+                }
+            }
+        }
+        for device in &vm.devices {
+            let DeviceKind::Block { source, .. } = device.kind;
+            match source {
+                BlockSource::Ram { image } if image.len % SECTOR_SIZE != 0 => {
+                    return Err(ConfigError::ImageLength { image });
+                }
+                BlockSource::Null { size_kib: size } => {
+                    in_range("size", size, 1, MAX_NULL_DISK_KIB)?;
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+}
+
+type Vms<'a> = heapless::Vec<VmConfig<'a>, MAX_VMS>;
+
+/// The only VM of a board whose tree has none.
+fn default_vm<'a>(board: &Board<'a>, cores: CoreSet) -> VmConfig<'a> {
+    let node = NodePath::new("", "chosen");
+    let images = board.first_guest();
+    let source = BlockSource::Physical { disk: 0 };
+    let disk = DeviceNode { node, kind: DeviceKind::Block { source, read_only: false } };
+    VmConfig {
+        node,
+        name: "vm0",
+        vcpus: cores.len() as u8,
+        cores: heapless::Vec::new(),
+        weight: Weight::DEFAULT,
+        autostart: true,
+        on_crash: OnCrash::Stop,
+        operator: false,
+        memory: Memory::Rest,
+        ram: None,
+        kernel: images.map_or(Kernel::Builtin, |images| Kernel::Module(images.kernel)),
+        ramdisk: images.and_then(|images| images.ramdisk),
+        bootargs: images.map_or(board.bootargs, |images| images.kernel.bootargs),
+        devices: [disk].into_iter().collect(),
+        is_default: true,
+    }
+}
+
+fn check_name<'a>(name: &str) -> Result<(), ConfigError<'a>> {
+    let fits = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
+    if name.is_empty() || name.len() > MAX_NAME || !name.bytes().all(fits) {
+        return Err(ConfigError::Name);
+    }
+    Ok(())
+}
+
+fn in_range<'a>(
+    property: &'static str,
+    value: u64,
+    least: u64,
+    most: u64,
+) -> Result<u64, ConfigError<'a>> {
+    if (least..=most).contains(&value) {
+        return Ok(value);
+    }
+    Err(ConfigError::Range { property, value, least, most })
+}
+
+fn memory<'a>(kib: u64) -> Result<Memory, ConfigError<'a>> {
+    let block = RAM_BLOCK / 1024;
+    let kib = in_range("memory", kib, block, MAX_MEMORY_KIB)?;
+    if !kib.is_multiple_of(block) {
+        return Err(ConfigError::MemoryUnaligned { kib });
+    }
+    Ok(Memory::Bytes(kib * 1024))
+}
+
+#[cfg(test)]
+mod tests;

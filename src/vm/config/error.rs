@@ -1,0 +1,139 @@
+//! Why a VM is refused, said so that a person can mend its node.
+
+use core::fmt;
+
+use crate::fdt::{BoardError, NodePath};
+use crate::memory::PaRange;
+
+/// A VM that will not run. The others do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Refusal<'a> {
+    /// The VM's node.
+    pub vm: NodePath<'a>,
+    /// Why.
+    pub error: ConfigError<'a>,
+}
+
+impl fmt::Display for Refusal<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.error {
+            // It says itself where.
+            ConfigError::Tree(error) => error.fmt(f),
+            error => write!(f, "{}: {error}", self.vm),
+        }
+    }
+}
+
+/// What is wrong with a VM's configuration.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ConfigError<'a> {
+    /// A node or property is not understood, or a module is not where it can be.
+    Tree(BoardError<'a>),
+    /// A number is not among those that are possible.
+    Range {
+        /// The property.
+        property: &'static str,
+        /// What it says.
+        value: u64,
+        /// The least possible.
+        least: u64,
+        /// The most possible.
+        most: u64,
+    },
+    /// `memory` is not a multiple of 2 MiB. It is not rounded: nobody should get other than what
+    /// they asked for.
+    MemoryUnaligned {
+        /// What it says, in KiB.
+        kib: u64,
+    },
+    /// There is not that much free RAM in one piece.
+    NoMemory {
+        /// What it asks for, in bytes.
+        wanted: u64,
+        /// The largest piece, in bytes.
+        largest: u64,
+    },
+    /// The name is empty, too long or has other characters than letters, digits, `.`, `_` and `-`.
+    Name,
+    /// Another VM has the same name.
+    NameTaken,
+    /// It has neither a kernel module nor `sparkler,builtin`.
+    NoKernel,
+    /// It has both, or a ramdisk for the built-in guest.
+    BuiltinWithModules,
+    /// Its command line is longer than [`MAX_BOOTARGS`](super::MAX_BOOTARGS).
+    BootargsTooLong,
+    /// There are [`MAX_VMS`](super::MAX_VMS) already.
+    TooManyVms,
+    /// The board has no such core, or it does not run.
+    NoSuchCore {
+        /// The number.
+        core: u32,
+    },
+    /// A core has [`MAX_VCPUS_PER_CORE`](super::MAX_VCPUS_PER_CORE) vCPUs already.
+    CoresFull,
+    /// The board has no such disk.
+    NoSuchDisk {
+        /// The number.
+        disk: u64,
+    },
+    /// The disk belongs to another device.
+    DiskTaken {
+        /// The number.
+        disk: u64,
+        /// Whose it is.
+        by: NodePath<'a>,
+    },
+    /// A RAM disk's image is no number of sectors.
+    ImageLength {
+        /// The image.
+        image: PaRange,
+    },
+}
+
+impl<'a> From<BoardError<'a>> for ConfigError<'a> {
+    fn from(error: BoardError<'a>) -> Self {
+        Self::Tree(error)
+    }
+}
+
+impl fmt::Display for ConfigError<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match *self {
+            Self::Tree(error) => error.fmt(f),
+            Self::Range { property, value, least, most } => {
+                write!(f, "{property} is {value}: {least} to {most} are possible")
+            }
+            Self::MemoryUnaligned { kib } => {
+                write!(f, "memory is {kib} KiB: it must be a multiple of 2048")
+            }
+            Self::NoMemory { wanted, largest } => write!(
+                f,
+                "memory is {} KiB: the largest free piece of the board's has {}",
+                wanted / 1024,
+                largest / 1024
+            ),
+            Self::Name => {
+                f.write_str("its name must be 1 to 15 of A-Z, a-z, 0-9, \".\", \"_\", \"-\"")
+            }
+            Self::NameTaken => f.write_str("another VM has this name"),
+            Self::NoKernel => f.write_str("it has no kernel module and no sparkler,builtin"),
+            Self::BuiltinWithModules => f.write_str("sparkler,builtin takes no modules"),
+            Self::BootargsTooLong => {
+                write!(f, "bootargs are longer than {} bytes", super::MAX_BOOTARGS)
+            }
+            Self::TooManyVms => write!(f, "there are {} VMs before it", super::MAX_VMS),
+            Self::NoSuchCore { core } => {
+                write!(f, "sparkler,cores has {core}: the board has no such core")
+            }
+            Self::CoresFull => {
+                write!(f, "a core of its vCPUs would have more than {}", super::MAX_VCPUS_PER_CORE)
+            }
+            Self::NoSuchDisk { disk } => write!(f, "the board has no disk {disk}"),
+            Self::DiskTaken { disk, by } => write!(f, "disk {disk} is that of {by}"),
+            Self::ImageLength { image } => {
+                write!(f, "the RAM disk at {image} is not a multiple of 512 bytes")
+            }
+        }
+    }
+}
