@@ -1,14 +1,16 @@
 # shellcheck shell=bash
 # Bring a fresh Debian to the point where the image can be built and run. What is there is left alone.
 
-# Name every Debian package whose command is missing. $1 = "build" if something is to be compiled.
+# Name every Debian package whose command is missing. Of the words, "build" is there if something is to be compiled,
+# "trees" if device trees are to be changed.
 missing_packages() {
     have() { command -v "$1" >/dev/null; }
     have qemu-system-aarch64 || echo qemu-system-arm
     { have mkfs.ext4 && have debugfs && have e2fsck; } || echo e2fsprogs
     have flock || echo util-linux
     # The linker of build scripts and procedural macros, which run on the host.
-    if [[ ${1-} == build ]]; then have cc || printf '%s\n' gcc libc6-dev; fi
+    if [[ " $* " == *' build '* ]]; then have cc || printf '%s\n' gcc libc6-dev; fi
+    if [[ " $* " == *' trees '* ]]; then { have dtc && have fdtget; } || echo device-tree-compiler; fi
 }
 
 as_root() {
@@ -29,9 +31,9 @@ install_packages() {
     as_root "${install[@]}" || { as_root apt-get update && as_root "${install[@]}"; }
 }
 
-setup_tools() {
+setup_tools() { # setup_tools [build] [trees]
     local packages version
-    mapfile -t packages < <(missing_packages "${1-}")
+    mapfile -t packages < <(missing_packages "$@")
     if ((${#packages[@]})); then
         # sudo asks for its password on the terminal, so ask before the step hides it.
         if ((EUID)) && [[ -t 0 ]] && command -v sudo >/dev/null; then sudo -v; fi

@@ -448,3 +448,45 @@ proptest! {
         prop_assert_eq!(config.vms().len() + refused, nodes.max(1));
     }
 }
+
+/// What `qemu/run --vms` made of its examples, with the tree of QEMU's board.
+fn example(blob: &[u8], judge: impl FnOnce(&[VmConfig<'_>])) {
+    let board = Board::read(blob, Pa::new(0)).unwrap();
+    let resources = Resources { cores: CoreSet::first(board.cpus.len()), taken: &TAKEN };
+    let mut refuse = |refusal: Refusal<'_>| panic!("{refusal}");
+    let mut config = Configuration::new();
+    config.read(&board, &resources, &mut refuse);
+    config.check_disks(2, &mut refuse);
+    let mut free = board.free_ram(&[IMAGE, TREE]).unwrap();
+    config.reserve_modules(&mut free).unwrap();
+    free.reserve(free.find(RAM_BLOCK, RAM_BLOCK, 0).unwrap()).unwrap();
+    config.place(&mut free, &mut refuse);
+    judge(config.vms());
+}
+
+#[test]
+fn the_script_s_two_linux_share_their_files_and_nothing_else() {
+    example(include_bytes!("../../../tests/data/vms-two-linux.dtb"), |vms| {
+        let [alice, bob] = vms else { panic!("{vms:?}") };
+        assert_eq!((alice.name, bob.name), ("alice", "bob"));
+        assert_eq!((alice.operator, bob.operator), (true, false));
+        assert_eq!([alice, bob].map(|vm| vm.cores[0].get()), [0, 1]);
+        assert_eq!([alice, bob].map(|vm| vm.memory), [Memory::Bytes(256 * MIB); 2]);
+        assert_eq!(alice.bootargs, "console=ttyAMA0 VM_NAME=alice");
+        assert_eq!(bob.bootargs, "console=ttyAMA0 VM_NAME=bob");
+        assert_eq!(modules(alice), modules(bob));
+        assert_eq!(modules(alice).len(), 2);
+        assert_eq!([alice, bob].map(|vm| disks(vm)[0]), [0, 1]);
+    });
+}
+
+#[test]
+fn the_script_s_linux_runs_beside_the_builtin_guest() {
+    example(include_bytes!("../../../tests/data/vms-linux-and-builtin.dtb"), |vms| {
+        let [linux, checks] = vms else { panic!("{vms:?}") };
+        assert_eq!((linux.name, checks.name), ("linux", "checks"));
+        assert!(matches!(linux.kernel, Kernel::Module(_)) && linux.ramdisk.is_some());
+        assert_eq!((checks.kernel, checks.ramdisk), (Kernel::Builtin, None));
+        assert_eq!(checks.memory, Memory::Bytes(64 * MIB));
+    });
+}
