@@ -21,6 +21,7 @@ mod race;
 mod registers;
 mod split;
 mod state;
+mod vms;
 
 pub use block_requests::block_requests;
 pub use decode::decode;
@@ -32,12 +33,13 @@ pub use packed::packed_chains;
 pub use registers::registers;
 pub use split::{split_chains, split_race};
 pub use state::state;
+pub use vms::vms;
 
 /// A target: its name, and what it does with an input.
 pub type Target = (&'static str, fn(&[u8]));
 
 /// All targets. Each has a folder of its name in `corpus/`.
-pub const TARGETS: [Target; 10] = [
+pub const TARGETS: [Target; 12] = [
     ("registers", registers),
     ("split_chains", split_chains),
     ("split_race", split_race),
@@ -46,6 +48,7 @@ pub const TARGETS: [Target; 10] = [
     ("state", state),
     ("guest_exits", guest_exits),
     ("fdt", fdt),
+    ("vms", vms),
     ("kernel_image", kernel_image),
     ("decode", decode),
     ("monitor", monitor),

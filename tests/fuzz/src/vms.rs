@@ -1,0 +1,172 @@
+//! VMs in a board's device tree.
+
+use sparkler::fdt::{Board, FdtWriter, WriteError};
+use sparkler::memory::{Pa, PaRange};
+use sparkler::vm::config::{
+    Configuration, CoreSet, Kernel, MAX_VCPUS, MAX_VCPUS_PER_CORE, RAM_BLOCK, Refusal, Resources,
+};
+
+use crate::input::Input;
+
+const IMAGE: PaRange = PaRange::new(0x4020_0000, 0x8_8000);
+const TREE: PaRange = PaRange::new(0x4800_0000, 0x10_0000);
+const MEMORY: PaRange = PaRange::new(0x4000_0000, 0x8000_0000);
+
+/// What is written into the VMs' nodes: most of it has a meaning somewhere.
+const PROPERTIES: [&str; 20] = [
+    "cpus",
+    "memory",
+    "compatible",
+    "vm-name",
+    "status",
+    "sparkler,cores",
+    "sparkler,weight",
+    "sparkler,autostart",
+    "sparkler,on-crash",
+    "sparkler,operator",
+    "sparkler,builtin",
+    "sparkler,other",
+    "bootargs",
+    "reg",
+    "backend",
+    "disk",
+    "size",
+    "read-only",
+    "#address-cells",
+    "#size-cells",
+];
+const TEXTS: [&[u8]; 16] = [
+    b"sparkler,vm\0",
+    b"multiboot,kernel\0multiboot,module\0",
+    b"multiboot,ramdisk\0multiboot,module\0",
+    b"sparkler,virtio-block\0",
+    b"physical\0",
+    b"ram\0",
+    b"null\0",
+    b"yes\0",
+    b"no\0",
+    b"stop\0",
+    b"restart\0",
+    b"okay\0",
+    b"disabled\0",
+    b"alice\0",
+    b"bob\0",
+    b"no end",
+];
+
+/// Any nodes in `/chosen`: configured, placed, and judged.
+pub fn vms(data: &[u8]) {
+    let mut input = Input::new(data);
+    let cores = 1 + input.below(9);
+    let disks = input.below(4);
+    let mut buffer = vec![0; 0x1_0000];
+    let Ok(len) = tree(&mut buffer, cores, &mut input) else { return };
+    let board = match Board::read(&buffer[..len], Pa::new(0)) {
+        Ok(board) => board,
+        // A module right in /chosen that is not understood is the board's own matter.
+        Err(error) => return assert!(!error.to_string().is_empty()),
+    };
+    let mut nodes = 0;
+    board.for_each_vm(&mut |_, _| nodes += 1);
+    let mut refused = 0;
+    let mut refuse = |refusal: Refusal<'_>| {
+        assert!(refusal.to_string().starts_with("/chosen/"), "{refusal}");
+        refused += 1;
+    };
+    let taken = [("sparkler", IMAGE), ("the device tree", TREE)];
+    let cores = CoreSet::first(cores);
+    let mut config = Configuration::new();
+    config.read(&board, &Resources { cores, taken: &taken }, &mut refuse);
+    config.check_disks(disks, &mut refuse);
+    let Ok(mut free) = board.free_ram(&[IMAGE, TREE]) else { return };
+    if config.reserve_modules(&mut free).is_err() {
+        return;
+    }
+    config.place(&mut free, &mut refuse);
+    assert_eq!(config.vms().len() + refused, nodes.max(1));
+
+    let mut used = vec![IMAGE, TREE];
+    for vm in config.vms() {
+        let kernel = if let Kernel::Module(kernel) = vm.kernel { Some(kernel) } else { None };
+        used.extend(kernel.iter().chain(&vm.ramdisk).map(|module| module.range));
+    }
+    for (index, vm) in config.vms().iter().enumerate() {
+        let ram = vm.ram.expect("those without are refused");
+        assert!(ram.len > 0 && ram.len % RAM_BLOCK == 0 && ram.base.is_aligned(RAM_BLOCK));
+        assert!(MEMORY.contains(ram));
+        assert!(!used.iter().any(|used| used.overlaps(ram)), "{ram}");
+        used.push(ram);
+        assert!(!config.vms()[..index].iter().any(|other| other.name == vm.name));
+        assert!((1..=MAX_VCPUS).contains(&vm.cores.len()));
+        assert!(vm.cores.iter().all(|core| cores.contains(*core)));
+    }
+    assert!(cores.iter().all(|core| config.vcpus_on(core) <= MAX_VCPUS_PER_CORE));
+}
+
+/// A board whose `/chosen` has what the input says.
+fn tree(buffer: &mut [u8], cores: usize, input: &mut Input<'_>) -> Result<usize, WriteError> {
+    let mut fdt = FdtWriter::new(buffer, &[])?;
+    fdt.begin_node("")?;
+    fdt.u32("#address-cells", 2)?;
+    fdt.u32("#size-cells", 2)?;
+    fdt.begin_node("memory@40000000")?;
+    fdt.str("device_type", "memory")?;
+    fdt.u64s("reg", &[MEMORY.base.raw(), MEMORY.len])?;
+    fdt.end_node()?;
+    fdt.begin_node("cpus")?;
+    fdt.u32("#address-cells", 1)?;
+    fdt.u32("#size-cells", 0)?;
+    for core in 0..cores {
+        fdt.begin_node(format_args!("cpu@{core}"))?;
+        fdt.str("device_type", "cpu")?;
+        fdt.u32("reg", core as u32)?;
+        fdt.end_node()?;
+    }
+    fdt.end_node()?;
+    fdt.begin_node("chosen")?;
+    while input.more() {
+        // A node that is nearly right, of which the input changes what it likes.
+        let number = input.u8();
+        fdt.begin_node(format_args!("vm{}", number % 16))?;
+        if number & 0x10 == 0 {
+            fdt.bytes("compatible", TEXTS[0])?;
+            fdt.u32("cpus", u32::from(1 + input.u8() % 9))?;
+            fdt.u32("memory", (1 + u32::from(input.u8())) * 2048)?;
+        }
+        properties(&mut fdt, input)?;
+        for child in 0..input.below(5) {
+            fdt.begin_node(format_args!("child{child}"))?;
+            let kind = input.below(5);
+            if kind < 3 {
+                fdt.bytes("compatible", TEXTS[1 + kind])?;
+            }
+            if kind < 4 {
+                let at = 0x4000_0000 + u64::from(input.u16()) * 0x8000;
+                fdt.u64s("reg", &[at, u64::from(input.u8()) * 0x8000])?;
+            }
+            properties(&mut fdt, input)?;
+            fdt.end_node()?;
+        }
+        fdt.end_node()?;
+    }
+    fdt.end_node()?;
+    fdt.end_node()?;
+    fdt.finish()
+}
+
+fn properties(fdt: &mut FdtWriter<'_>, input: &mut Input<'_>) -> Result<(), WriteError> {
+    for _ in 0..input.below(8) {
+        let name = PROPERTIES[input.below(PROPERTIES.len())];
+        match input.below(5) {
+            0 => fdt.empty(name)?,
+            1 => fdt.bytes(name, TEXTS[input.below(TEXTS.len())])?,
+            2 => fdt.u32(name, u32::from(input.u8()))?,
+            3 => fdt.u64(name, input.u64())?,
+            _ => {
+                let len = input.below(16);
+                fdt.bytes(name, input.bytes(len))?;
+            }
+        }
+    }
+    Ok(())
+}
