@@ -88,6 +88,8 @@ struct Requests<'d, 'm> {
     info: BlockInfo,
     /// The most data segments that requests are to have, whatever the disk can do.
     max_segments: u16,
+    /// No writes, whatever the disk can do.
+    read_only: bool,
     /// By tag.
     slots: [Option<InFlight<'m>>; IN_FLIGHT as usize],
     /// A bit for each slot that is free.
@@ -116,6 +118,7 @@ impl<'d, 'm> Block<'d, 'm> {
             backend,
             info,
             max_segments: u16::MAX,
+            read_only: false,
             slots: [const { None }; IN_FLIGHT as usize],
             free: u64::MAX,
             in_flight: 0,
@@ -132,6 +135,12 @@ impl<'d, 'm> Block<'d, 'm> {
     /// driver may count on `seg_max` for that.
     pub fn limit_segments(&mut self, max: u16) {
         self.requests.max_segments = max.max(1);
+    }
+
+    /// Makes the disk read-only for the driver, whatever the back end can do.
+    pub fn forbid_writes(&mut self) {
+        self.requests.read_only = true;
+        self.requests.info.read_only = true;
     }
 
     /// Starts what is available, until the queue is empty or the back end full.
@@ -382,6 +391,7 @@ impl<'m> VirtioDevice<'m> for Block<'_, 'm> {
         requests.written = 0;
         requests.write_through = false;
         requests.info = requests.backend.info();
+        requests.info.read_only |= requests.read_only;
         Progress::Done
     }
 

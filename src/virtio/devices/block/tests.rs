@@ -282,6 +282,19 @@ fn a_write_to_a_read_only_disk_is_refused_whatever_was_negotiated() {
 }
 
 #[test]
+fn a_writable_disk_can_be_made_read_only_for_good() {
+    let ram = HostRam::new(RAM_SIZE);
+    let mut disk = Disk::new();
+    let mut device = Block::new(&mut disk);
+    device.forbid_writes();
+    let mut transport = MmioTransport::new(&mut device, guest_memory(&ram));
+    for _ in 0..2 {
+        assert_ne!(transport.get(0x10) & 1 << 5, 0);
+        transport.set(0x70, 0);
+    }
+}
+
+#[test]
 fn unknown_requests_are_unsupported() {
     let disk = Disk::new();
     for kind in [2, 3, 5, 7, 9, 10, 11, 13, 14, 0x8000_0000, u32::MAX] {
