@@ -4,6 +4,8 @@
 
 #[cfg(all(test, not(miri)))]
 pub(crate) mod model;
+#[cfg(test)]
+pub(crate) mod testing;
 
 use spin::mutex::{SpinMutex, SpinMutexGuard};
 use spin::relax::RelaxStrategy;

@@ -78,8 +78,8 @@ pub enum BlockStatus {
     Unsupported,
 }
 
-/// A disk that is polled.
-pub trait BlockBackend<'m> {
+/// A disk that is polled, by whichever core works on the device in front of it, one at a time.
+pub trait BlockBackend<'m>: Send {
     /// What the disk is. Constant while requests are in flight.
     fn info(&self) -> BlockInfo;
 

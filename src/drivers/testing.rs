@@ -1,7 +1,7 @@
 //! What driver tests need in place of a board: RAM with physical addresses, and a delay that
 //! only counts. Test-only.
 
-use std::cell::Cell;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use embedded_hal::delay::DelayNs;
 
@@ -10,7 +10,7 @@ use crate::memory::{HostRam, PAGE_SIZE, Pa, SharedSlice};
 /// Zeroed RAM at a physical address of its own, so that an address in the wrong space is noticed.
 pub(crate) struct FakeRam {
     ram: HostRam,
-    next: Cell<usize>,
+    next: AtomicUsize,
 }
 
 impl FakeRam {
@@ -18,7 +18,7 @@ impl FakeRam {
     pub(crate) const PA: u64 = 0x12_8000_0000;
 
     pub(crate) fn new(bytes: usize) -> Self {
-        Self { ram: HostRam::new(bytes), next: Cell::new(0) }
+        Self { ram: HostRam::new(bytes), next: AtomicUsize::new(0) }
     }
 
     /// All of it.
@@ -33,8 +33,8 @@ impl FakeRam {
 
     /// The next `bytes`, page-aligned.
     pub(crate) fn allocate(&self, bytes: usize) -> SharedSlice<'_> {
-        let offset = self.next.get();
-        self.next.set((offset + bytes).next_multiple_of(PAGE_SIZE as usize));
+        let pages = bytes.next_multiple_of(PAGE_SIZE as usize);
+        let offset = self.next.fetch_add(pages, Ordering::Relaxed);
         self.all().subslice(offset, bytes).expect("fake RAM is used up")
     }
 

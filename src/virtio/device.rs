@@ -149,8 +149,9 @@ pub struct SharedMemoryRegion {
     pub len: u64,
 }
 
-/// A device model. `'m` is the lifetime of guest memory.
-pub trait VirtioDevice<'m> {
+/// A device model. `'m` is the lifetime of guest memory. Whichever core runs one of the guest's
+/// vCPUs calls it, one at a time.
+pub trait VirtioDevice<'m>: Send {
     /// The device type; constant.
     fn device_type(&self) -> DeviceType;
 

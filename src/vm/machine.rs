@@ -56,6 +56,12 @@ pub struct Vm<'m> {
     log_limit: Mutex<RateLimit>,
 }
 
+// Each core with one of its vCPUs works on it.
+const _: () = {
+    const fn shared<T: Send + Sync>() {}
+    shared::<Vm<'static>>();
+};
+
 impl<'m> Vm<'m> {
     /// A machine without virtio devices. No more of what the guest causes is logged than `log_limit`
     /// admits.

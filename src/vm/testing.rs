@@ -2,9 +2,9 @@
 //!
 //! Everything is leaked: a vCPU borrows its VM for as long as both exist.
 
-use std::cell::{RefCell, RefMut};
+use std::cell::RefCell;
 use std::collections::VecDeque;
-use std::rc::Rc;
+use std::sync::RwLockWriteGuard;
 
 use super::exit::{self, Next};
 use super::host::{GuestVectors, Host};
@@ -19,6 +19,7 @@ use crate::gic::{ListRegister, ListRegisters, Maintenance, State, VcpuIndex, Vgi
 use crate::memory::testing::ram;
 use crate::memory::{GuestMemory, Ipa};
 use crate::rate_limit::RateLimit;
+use crate::sync::testing::Shared;
 use crate::virtio::devices::block::Block;
 use crate::virtio::{Features, MmioTransport};
 
@@ -417,10 +418,10 @@ pub(super) struct Held {
 
 /// A disk that finishes requests when a test says so. They move no data.
 #[derive(Clone, Default)]
-pub(super) struct HeldDisk(Rc<RefCell<Held>>);
+pub(super) struct HeldDisk(Shared<Held>);
 
 impl HeldDisk {
-    pub(super) fn get(&self) -> RefMut<'_, Held> {
+    pub(super) fn get(&self) -> RwLockWriteGuard<'_, Held> {
         self.0.borrow_mut()
     }
 
@@ -455,7 +456,8 @@ impl BlockBackend<'static> for HeldDisk {
         held.finished.pop_front().map(|tag| (tag, BlockStatus::Ok))
     }
     fn in_flight(&self) -> usize {
-        self.get().waiting.len() + self.get().finished.len()
+        let held = self.get();
+        held.waiting.len() + held.finished.len()
     }
 }
 

@@ -1,11 +1,12 @@
 //! A virtio-mmio block device in software, for tests: honest unless told otherwise. It checks
 //! the driver as it goes and panics where a driver breaks the specification.
 
-use std::cell::{Ref, RefCell, RefMut};
+use std::sync::{RwLockReadGuard, RwLockWriteGuard};
 
 use crate::drivers::registers::Registers;
 use crate::drivers::testing::{FakeRam, dump, fill};
 use crate::memory::SharedSlice;
+use crate::sync::testing::Shared;
 
 pub(super) const F_SIZE_MAX: u64 = 1 << 1;
 pub(super) const F_SEG_MAX: u64 = 1 << 2;
@@ -94,7 +95,7 @@ pub(super) struct State {
 
 pub(super) struct FakeDisk<'m> {
     ram: &'m FakeRam,
-    state: RefCell<State>,
+    state: Shared<State>,
 }
 
 fn needs_event(event: u16, new: u16, old: u16) -> bool {
@@ -140,14 +141,14 @@ impl<'m> FakeDisk<'m> {
             taken: 0,
             used: 0,
         };
-        Self { ram, state: RefCell::new(state) }
+        Self { ram, state: Shared::new(state) }
     }
 
-    pub(super) fn get(&self) -> Ref<'_, State> {
+    pub(super) fn get(&self) -> RwLockReadGuard<'_, State> {
         self.state.borrow()
     }
 
-    pub(super) fn set(&self) -> RefMut<'_, State> {
+    pub(super) fn set(&self) -> RwLockWriteGuard<'_, State> {
         self.state.borrow_mut()
     }
 

@@ -1,7 +1,10 @@
 //! Tests of the transport, with a device that writes down what is asked of it.
 
+use std::sync::RwLockWriteGuard;
+
 use super::*;
 use crate::memory::{GuestMemoryError, HostRam, Ipa};
+use crate::sync::testing::Shared;
 use crate::virtio::Width;
 use crate::virtio::device::{ActivateError, DeviceType, SharedMemoryRegion};
 use crate::virtio::queue::{Areas, ChainBuffer, Head};
@@ -38,10 +41,10 @@ struct Probe<'m> {
 
 /// A probe that the test and the transport both hold.
 #[derive(Clone, Default)]
-struct Shared<'m>(std::rc::Rc<std::cell::RefCell<Probe<'m>>>);
+struct SharedProbe<'m>(Shared<Probe<'m>>);
 
-impl<'m> Shared<'m> {
-    fn get(&self) -> std::cell::RefMut<'_, Probe<'m>> {
+impl<'m> SharedProbe<'m> {
+    fn get(&self) -> RwLockWriteGuard<'_, Probe<'m>> {
         self.0.borrow_mut()
     }
 }
@@ -52,14 +55,14 @@ macro_rules! machine {
         let $ram = HostRam::new(RAM_SIZE);
         #[allow(unused)]
         let mut $driver = Driver::new(guest_memory(&$ram), 8);
-        let $probe = Shared::default();
+        let $probe = SharedProbe::default();
         let mut device = $probe.clone();
         #[allow(unused)]
         let mut $transport = MmioTransport::new(&mut device, guest_memory(&$ram));
     };
 }
 
-impl<'m> VirtioDevice<'m> for Shared<'m> {
+impl<'m> VirtioDevice<'m> for SharedProbe<'m> {
     fn device_type(&self) -> DeviceType {
         DeviceType::CONSOLE
     }
@@ -192,7 +195,7 @@ fn feature_pages_offer_own_and_common_features_only() {
 #[test]
 fn common_features_can_be_held_back_but_not_version_1() {
     let ram = HostRam::new(RAM_SIZE);
-    let mut device = Shared::default();
+    let mut device = SharedProbe::default();
     let mut transport = MmioTransport::new(&mut device, guest_memory(&ram))
         .with_common_features(Features::EVENT_IDX | Features::ACCESS_PLATFORM);
     assert!(!transport.negotiate(V1 | Features::INDIRECT_DESC));
@@ -205,7 +208,7 @@ fn common_features_can_be_held_back_but_not_version_1() {
 fn queue_sizes_can_be_held_down_and_stay_so() {
     let ram = HostRam::new(RAM_SIZE);
     let driver = Driver::new(guest_memory(&ram), 8);
-    let mut device = Shared::default();
+    let mut device = SharedProbe::default();
     let before = MmioTransport::new(&mut device, guest_memory(&ram)).get(0x34);
     assert!(before > 4);
     let mut transport = MmioTransport::new(&mut device, guest_memory(&ram)).with_max_queue_size(4);

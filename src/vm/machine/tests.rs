@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::cpu::Width;
+use crate::sync::testing::Shared;
 use crate::virtio::testing::Driver;
 use crate::virtio::{Context, DeviceType, VirtioDevice};
 use crate::vm::testing::*;
@@ -364,7 +365,7 @@ fn devices_take_the_first_slots_until_all_are_taken() {
 
 /// A device that wants to be polled when the test says.
 #[derive(Clone)]
-struct Patient(std::rc::Rc<std::cell::Cell<(NextPoll, usize)>>);
+struct Patient(Shared<(NextPoll, usize)>);
 
 impl<'m> VirtioDevice<'m> for Patient {
     fn device_type(&self) -> DeviceType {
@@ -389,7 +390,7 @@ impl<'m> VirtioDevice<'m> for Patient {
 
 /// A machine with such a device, at work, that wants to be polled as `next` says.
 fn patient(next: NextPoll) -> (Machine, Patient) {
-    let device = Patient(std::rc::Rc::new(std::cell::Cell::new((next, 0))));
+    let device = Patient(Shared::new((next, 0)));
     let mut vm = vm();
     let transport = MmioTransport::new(Box::leak(Box::new(device.clone())), vm.memory.clone());
     vm.plug(transport).unwrap();

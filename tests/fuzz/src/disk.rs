@@ -1,9 +1,8 @@
 //! Disks: those of the library, and one that fails, is busy and takes its time. All are watched for
 //! what the device asks of them, and can have the guest change its memory while the device works.
 
-use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
-use std::rc::Rc;
+use std::sync::{Arc, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use sparkler::backend::block::{
     BlockBackend, BlockInfo, BlockOp, BlockRequest, BlockStatus, SubmitError, Tag,
@@ -46,17 +45,41 @@ impl Kind {
     }
 }
 
+/// As a `Cell` or a `RefCell`, in what can go to another core, as a disk must.
+#[derive(Default)]
+pub(crate) struct Shared<T>(RwLock<T>);
+
+impl<T> Shared<T> {
+    pub(crate) fn borrow(&self) -> RwLockReadGuard<'_, T> {
+        self.0.try_read().expect("being written")
+    }
+
+    pub(crate) fn borrow_mut(&self) -> RwLockWriteGuard<'_, T> {
+        self.0.try_write().expect("in use")
+    }
+}
+
+impl<T: Copy> Shared<T> {
+    pub(crate) fn get(&self) -> T {
+        *self.borrow()
+    }
+
+    pub(crate) fn set(&self, value: T) {
+        *self.borrow_mut() = value;
+    }
+}
+
 /// What the test sees of a disk, and does through it.
 #[derive(Default)]
 pub(crate) struct Watch {
     /// Tags of the requests in flight.
-    tags: RefCell<Vec<u16>>,
+    tags: Shared<Vec<u16>>,
     /// Requests taken since this was last set to zero.
-    pub(crate) submitted: Cell<usize>,
+    pub(crate) submitted: Shared<usize>,
     /// Chance of the moody disk; none if zero.
-    pub(crate) mood: Cell<u32>,
+    pub(crate) mood: Shared<u32>,
     /// What the guest writes while the device works: one at every call of the disk.
-    pub(crate) scribbles: RefCell<VecDeque<(u64, Vec<u8>)>>,
+    pub(crate) scribbles: Shared<VecDeque<(u64, Vec<u8>)>>,
 }
 
 impl Watch {
@@ -103,12 +126,12 @@ pub(crate) struct Disk<'m> {
     inner: Inner<'m>,
     info: BlockInfo,
     guest: Guest,
-    watch: Rc<Watch>,
+    watch: Arc<Watch>,
 }
 
 impl<'m> Disk<'m> {
-    pub(crate) fn new(kind: Kind, disk: SharedSlice<'m>, guest: &Guest) -> (Self, Rc<Watch>) {
-        let watch = Rc::new(Watch::default());
+    pub(crate) fn new(kind: Kind, disk: SharedSlice<'m>, guest: &Guest) -> (Self, Arc<Watch>) {
+        let watch = Arc::new(Watch::default());
         let ram = RamDisk::new(disk, IDENTITY);
         let mut inner = match kind {
             Kind::Ram => Inner::Ram(ram),
@@ -185,7 +208,7 @@ struct Job<'m> {
 /// Touches the guest's memory as late as it may: when it reports the request as finished.
 struct Moody<'m> {
     disk: SharedSlice<'m>,
-    watch: Rc<Watch>,
+    watch: Arc<Watch>,
     waiting: Vec<Job<'m>>,
     kicked: usize,
     refused: u32,

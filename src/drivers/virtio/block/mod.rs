@@ -104,7 +104,7 @@ pub struct VirtioBlk<'m, R: Registers> {
     resets: u32,
 }
 
-impl<'m, R: Registers> VirtioBlk<'m, R> {
+impl<'m, R: Registers + Send> VirtioBlk<'m, R> {
     /// Bytes of memory to share with the device.
     pub const DMA_BYTES: usize = layout::DMA_BYTES;
 
@@ -469,7 +469,7 @@ fn new_queue<'m>(
         .ok_or(InitError::DmaMemory)
 }
 
-impl<'m, R: Registers> BlockBackend<'m> for VirtioBlk<'m, R> {
+impl<'m, R: Registers + Send> BlockBackend<'m> for VirtioBlk<'m, R> {
     fn info(&self) -> BlockInfo {
         self.info
     }

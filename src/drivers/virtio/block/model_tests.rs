@@ -1,7 +1,8 @@
 //! The driver against our own device model, which somebody else wrote: what a guest with this
 //! driver would see; and both on top of a second driver, the way a guest's request really goes.
 
-use std::cell::{Cell, RefCell};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard};
 
 use super::*;
 use crate::backend::block::SECTOR_SIZE;
@@ -40,8 +41,9 @@ fn sectors(ram: &FakeRam, at: u64, count: u64) -> SharedSlice<'_> {
 
 /// A device model's registers, as the guest's stores and loads reach them.
 struct Model<'d, 'm> {
-    transport: RefCell<MmioTransport<'d, 'm>>,
-    now: Cell<Ticks>,
+    transport: Mutex<MmioTransport<'d, 'm>>,
+    /// The present time in ticks.
+    now: AtomicU64,
 }
 
 impl<'d, 'm> Model<'d, 'm> {
@@ -49,34 +51,46 @@ impl<'d, 'm> Model<'d, 'm> {
         let mut memory = GuestMemory::new();
         assert!(memory.add(Ipa::new(IPA), ram.all().subslice(GUEST, GUEST_BYTES).unwrap()).is_ok());
         let transport = MmioTransport::new(device, memory).with_common_features(common);
-        Self { transport: RefCell::new(transport), now: Cell::new(Ticks(0)) }
+        Self { transport: Mutex::new(transport), now: AtomicU64::new(0) }
+    }
+
+    fn transport(&self) -> MutexGuard<'_, MmioTransport<'d, 'm>> {
+        self.transport.try_lock().unwrap()
+    }
+
+    fn now(&self) -> Ticks {
+        Ticks(self.now.load(Ordering::Relaxed))
+    }
+
+    fn set_now(&self, now: Ticks) {
+        self.now.store(now.0, Ordering::Relaxed);
     }
 
     /// What the hypervisor does at a poll point.
     fn poll(&self) {
-        self.transport.borrow_mut().poll(self.now.get());
+        self.transport().poll(self.now());
     }
 
     fn take_interrupt(&self) -> bool {
-        self.transport.borrow_mut().take_interrupt()
+        self.transport().take_interrupt()
     }
 }
 
 impl Registers for Model<'_, '_> {
     fn read32(&self, offset: usize) -> u32 {
-        self.transport.borrow().read(offset as u16, Width::Word) as u32
+        self.transport().read(offset as u16, Width::Word) as u32
     }
 
     fn write32(&self, offset: usize, value: u32) {
         let (offset, value) = (offset as u16, u64::from(value));
         for _ in 0..10 {
-            let mut transport = self.transport.borrow_mut();
-            if transport.write(offset, Width::Word, value, self.now.get()) == WriteOutcome::Done {
+            let mut transport = self.transport();
+            if transport.write(offset, Width::Word, value, self.now()) == WriteOutcome::Done {
                 return;
             }
             // A store answered with Retry is executed again, after time has gone by.
-            self.now.set(self.now.get().after(TIMEOUT));
-            transport.poll(self.now.get());
+            self.set_now(self.now().after(TIMEOUT));
+            transport.poll(self.now());
         }
         panic!("a store is never done");
     }
@@ -174,7 +188,7 @@ fn every_mix_of_features_moves_the_right_data_past_the_index_wrap() {
         }
         assert_eq!((disk.resets(), disk.in_flight()), (0, 0));
         assert_eq!(dump(storage.all()), contents(0, SECTORS));
-        assert_eq!(model.transport.borrow().fault(), None);
+        assert_eq!(model.transport().fault(), None);
     }
 }
 
@@ -268,10 +282,10 @@ fn a_guest_outlives_the_silence_of_the_physical_disk() {
     let buffer = [sectors(&ram, 0, 1)];
     disk.submit(request(1, BlockOp::Read, 5, &buffer), Ticks(0)).unwrap();
     disk.kick();
-    model.now.set(Ticks(999));
+    model.set_now(Ticks(999));
     model.poll();
     assert_eq!(disk.poll(Ticks(0)), None);
-    model.now.set(Ticks(1000));
+    model.set_now(Ticks(1000));
     model.poll();
     assert_eq!(disk.poll(Ticks(0)), Some((Tag(1), BlockStatus::IoError)));
 

@@ -2,13 +2,13 @@
 
 mod batch;
 
-use std::cell::{RefCell, RefMut};
-use std::rc::Rc;
+use std::sync::RwLockWriteGuard;
 
 use super::*;
 use crate::backend::block::{ID_SIZE, SECTOR_SIZE};
 use crate::backend::ram::{CompletionOrder, RamDisk};
 use crate::memory::{HostRam, Pa};
+use crate::sync::testing::Shared;
 use crate::virtio::testing::{BUFFERS, Driver, NOW, RAM, RAM_SIZE, Registers, guest_memory};
 use crate::virtio::{MmioTransport, Width, WriteOutcome};
 
@@ -36,7 +36,7 @@ struct Manual {
 }
 
 #[derive(Clone)]
-struct Disk(Rc<RefCell<Manual>>);
+struct Disk(Shared<Manual>);
 
 impl Disk {
     fn new() -> Self {
@@ -49,7 +49,7 @@ impl Disk {
             depth: 8,
             id: *b"sparkler test disk\0\0",
         };
-        Self(Rc::new(RefCell::new(Manual {
+        Self(Shared::new(Manual {
             info,
             submitted: vec![],
             finished: vec![],
@@ -57,10 +57,10 @@ impl Disk {
             room: usize::MAX,
             refuse: None,
             kicks: 0,
-        })))
+        }))
     }
 
-    fn get(&self) -> RefMut<'_, Manual> {
+    fn get(&self) -> RwLockWriteGuard<'_, Manual> {
         self.0.borrow_mut()
     }
 

@@ -5,13 +5,12 @@
 //! asked to and at no other time; so a notification that is lost on either side shows as a request
 //! that is never answered.
 
-use std::cell::RefCell;
 use std::collections::{HashMap, VecDeque};
-use std::rc::Rc;
 
 use proptest::prelude::*;
 
 use crate::memory::{GuestMemory, HostRam, SharedSlice};
+use crate::sync::testing::Shared;
 use crate::virtio::queue::{Areas, ChainBuffer, Head};
 use crate::virtio::state::{StateError, StateReader, StateWriter};
 use crate::virtio::testing::packed::{self, DESC, DISABLE, ENABLE, PackedDriver};
@@ -52,7 +51,7 @@ struct Script {
 
 /// Copies the request's number into the answer, when the script says so.
 struct Echo<'m> {
-    script: Rc<RefCell<Script>>,
+    script: Shared<Script>,
     chain: ChainBuffer<'m>,
     held: Vec<Held<'m>>,
 }
@@ -67,7 +66,7 @@ struct Held<'m> {
 }
 
 impl<'m> Echo<'m> {
-    fn new(script: &Rc<RefCell<Script>>) -> Self {
+    fn new(script: &Shared<Script>) -> Self {
         Self { script: script.clone(), chain: ChainBuffer::new(), held: vec![] }
     }
 
@@ -328,7 +327,7 @@ struct Session<'d, 'm> {
     transport: MmioTransport<'d, 'm>,
     driver: AnyDriver<'m>,
     features: Features,
-    script: Rc<RefCell<Script>>,
+    script: Shared<Script>,
     book: HashMap<u16, u32>,
     /// The places in flight, in the order in which they were offered.
     order: VecDeque<u16>,
@@ -487,7 +486,7 @@ const DEVICES: usize = 8;
 /// were answered.
 fn run(seed: u64, features: Features, size: u16, steps: usize, resets: bool) -> usize {
     let ram = HostRam::new(RAM_SIZE);
-    let script = Rc::new(RefCell::new(Script::default()));
+    let script = Shared::new(Script::default());
     let mut devices: Vec<_> = (0..DEVICES).map(|_| Echo::new(&script)).collect();
     let mut devices = devices.iter_mut();
     let mut session = Session {
@@ -604,7 +603,7 @@ fn with_in_order_what_a_back_end_finishes_out_of_order_is_used_in_order() {
     for ring in [V1, V1 | Features::RING_PACKED] {
         for features in [ring, ring | Features::IN_ORDER] {
             let ram = HostRam::new(RAM_SIZE);
-            let script = Rc::new(RefCell::new(Script::default()));
+            let script = Shared::new(Script::default());
             let mut device = Echo::new(&script);
             let mut transport = MmioTransport::new(&mut device, guest_memory(&ram));
             assert!(transport.negotiate(features));
