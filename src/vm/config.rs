@@ -16,6 +16,8 @@ mod error;
 pub use cores::{CoreIndex, CoreSet};
 pub use error::{ConfigError, Refusal};
 
+pub use super::run_queue::Weight;
+
 use super::layout;
 use crate::backend::block::SECTOR_SIZE;
 use crate::fdt::vms::MAX_DEVICES;
@@ -55,20 +57,6 @@ pub struct Resources<'r> {
     pub cores: CoreSet,
     /// Memory no module can be in, each with what to call it: the image, the device tree.
     pub taken: &'r [(&'static str, PaRange)],
-}
-
-/// How large a VM's share is of a core that it does not have alone: 1 to 1000.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Weight(u16);
-
-impl Weight {
-    /// The weight of a VM whose node gives none.
-    pub const DEFAULT: Self = Self(100);
-
-    /// The number.
-    pub const fn get(self) -> u16 {
-        self.0
-    }
 }
 
 /// How much RAM a VM is to have.
@@ -333,7 +321,7 @@ impl<'a> Configuration<'a> {
             name: node.name,
             vcpus,
             cores,
-            weight: Weight(weight as u16),
+            weight: Weight::new(weight as u32).unwrap_or(Weight::DEFAULT),
             autostart: node.autostart,
             on_crash: node.on_crash,
             operator: node.operator,

@@ -14,10 +14,12 @@ pub mod machine;
 pub mod options;
 pub mod pl011;
 pub mod pl031;
+pub mod run_queue;
 pub mod stats;
 #[cfg(test)]
 mod testing;
 pub mod trap;
+pub mod vcpus;
 pub mod watchdog;
 
 pub use config::{ConfigError, Configuration, Refusal, VmConfig};
