@@ -217,7 +217,7 @@ mod on_target {
     }
 
     fn two_contexts_take_turns_and_both_keep_their_state() -> Outcome {
-        set_traps();
+        set_traps(false);
         let mut random = noise(0x5eed_5eed_5eed);
         let mut contexts = [zero(), zero()];
         let mut states: [Option<State>; 2] = [None, None];
@@ -239,7 +239,7 @@ mod on_target {
     }
 
     fn a_reset_leaves_nothing_of_the_past() -> Outcome {
-        set_traps();
+        set_traps(false);
         State::random(&mut noise(0xdead_beef));
         El1Context::reset(0x8000_0102, Ticks(77)).restore();
         let state = State::of_this_core();
@@ -278,7 +278,7 @@ mod on_target {
     const OFF: (u64, u64) = (0, 5);
 
     fn the_deadline_is_that_of_the_first_timer_that_will_interrupt() -> Outcome {
-        set_traps();
+        set_traps(false);
         check(deadline(1000, OFF, OFF).is_none(), "both are off")?;
         check(deadline(1000, (1, 50), OFF) == Some(Ticks(1050)), "the virtual one")?;
         check(deadline(1000, OFF, (1, 50)) == Some(Ticks(50)), "the physical one")?;
@@ -317,7 +317,7 @@ mod on_target {
     fn the_timers_of_a_saved_vcpu_do_not_fire_and_a_restored_ones_do() -> Outcome {
         // With the interrupts of the timers enabled.
         let _guest = guest();
-        set_traps();
+        set_traps(false);
         for name in ["cntv", "cntp"] {
             let mut context = zero();
             context.restore();

@@ -167,8 +167,7 @@ mod on_target {
         let snapshots = run(&mut guest, label!(timer_left_active))?;
         results(&guest, &[27])?;
         check(snapshots[0].active & TIMER_BIT != 0, "it was not in service")?;
-        check(gic::active() & TIMER_BIT == 0, "the physical interrupt is active")?;
-        // The next guest gets its own.
+        // It is taken off the core before the next guest comes, which gets its own.
         run(&mut guest, label!(timer_rounds))?;
         results(&guest, &[27, 27, 27])
     }

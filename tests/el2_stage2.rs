@@ -99,7 +99,7 @@ mod on_target {
             let tables = Stage2::new(&mut pool, geometry, Vmid::new(7)).map_err(|_| "no root")?;
             HCR_EL2.set(HCR);
             SCTLR_EL1.set(0x30d0_0800);
-            Registers::new(&tables).install();
+            Registers::new(&tables).activate();
             Ok(Self { pool, tables })
         }
 

@@ -62,6 +62,20 @@ pub fn wake_waiting_cores() {
     unsafe { asm!("dsb sy", "sev", options(nostack, preserves_flags)) }
 }
 
+/// Waits until an interrupt is pending for this core, taken or masked (WFI).
+#[inline(always)]
+pub fn wait_for_interrupt() {
+    // What was written before must be out before nobody looks any more. SAFETY: a barrier and a hint.
+    unsafe { asm!("dsb sy", "wfi", options(nostack, preserves_flags)) }
+}
+
+/// Waits until another core sends an event, or anything else ends it (WFE).
+#[inline(always)]
+pub fn wait_for_event() {
+    // SAFETY: a hint.
+    unsafe { asm!("wfe", options(nomem, nostack, preserves_flags)) }
+}
+
 /// Lets another hardware thread, or under QEMU another core, go first: for loops that wait.
 #[inline(always)]
 pub fn relax() {

@@ -8,20 +8,25 @@ use aarch64_cpu::registers::{
     SPSR_EL1, VBAR_EL1, Writeable,
 };
 
-use super::gic::PhysicalGic;
 use super::gic::list_registers::CoreListRegisters;
+use super::gic::{CoreAddress, PhysicalGic};
 use super::registers::{HPFAR_EL2, ID_AA64MMFR1_EL1, ID_AA64PFR1_EL1};
+use super::smp::{MAX_CORES, this_core};
 use super::{barrier, console, id_registers, timer};
-use crate::backend::clock::{Clock, Ticks};
+use crate::backend::clock::{Clock, Frequency, Ticks};
 use crate::backend::serial::Serial;
 use crate::cpu::abort::{Injection, PstateFeatures};
 use crate::cpu::sysreg::{IdRegisters, SystemRegister};
 use crate::memory::Ipa;
 use crate::vm::host::{GuestVectors, Host};
+use crate::vm::vcpus::CoreNumber;
 
 /// How often requests in flight are looked after when no interrupt of a device asks for it. It
 /// bounds how late a time-out is noticed; completions come with an interrupt.
 const TICK: Duration = Duration::from_millis(100);
+
+/// The SGI by which cores tell each other to look.
+pub(super) const NUDGE: u32 = 0;
 
 /// Later than any time that comes.
 const NEVER: Ticks = Ticks(u64::MAX);
@@ -30,6 +35,14 @@ const NEVER: Ticks = Ticks(u64::MAX);
 #[derive(Debug)]
 pub struct Core {
     lrs: CoreListRegisters,
+    gic: PhysicalGic,
+    /// How the board's cores are addressed, by number.
+    pub(super) addresses: [Option<CoreAddress>; MAX_CORES],
+    /// There is more than one vCPU here.
+    pub(super) shared: bool,
+    /// Something is to be done that is not a guest's exit.
+    pub(super) look: bool,
+    frequency: Frequency,
     tick: Ticks,
     features: PstateFeatures,
     /// When EL2's timer fires; [`NEVER`] if it does not.
@@ -39,16 +52,27 @@ pub struct Core {
 }
 
 impl Core {
-    /// This core, its list registers empty.
-    pub fn new(gic: &PhysicalGic) -> Self {
+    /// The core whose `gic` it is, its list registers empty.
+    pub fn new(gic: PhysicalGic) -> Self {
         let (pfr1, mmfr1) = (ID_AA64PFR1_EL1::get(), ID_AA64MMFR1_EL1::get());
+        let frequency = timer::Counter.frequency();
         Self {
             lrs: gic.list_registers(),
-            tick: timer::Counter.frequency().ticks(TICK),
+            gic,
+            addresses: [None; MAX_CORES],
+            shared: false,
+            look: false,
+            frequency,
+            tick: frequency.ticks(TICK),
             features: PstateFeatures::from_id_registers(pfr1, mmfr1),
             wake: NEVER,
             input_wanted: false,
         }
+    }
+
+    /// That of the system counter.
+    pub(super) fn frequency(&self) -> Frequency {
+        self.frequency
     }
 
     /// EL2's timer has fired.
@@ -148,6 +172,21 @@ impl Host for Core {
 
     fn input_wanted(&mut self) {
         self.input_wanted = true;
+    }
+
+    #[inline]
+    fn nudge(&mut self, core: CoreNumber) {
+        let core = usize::from(core);
+        if core == this_core() {
+            self.look = true;
+        } else if let Some(Some(address)) = self.addresses.get(core) {
+            self.gic.send_sgi(*address, NUDGE);
+        }
+    }
+
+    #[inline(always)]
+    fn is_shared(&self) -> bool {
+        self.shared
     }
 
     fn keep_polling(&mut self) {

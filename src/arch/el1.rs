@@ -3,10 +3,8 @@
 
 use aarch64_cpu::registers::{CNTHCTL_EL2, CPTR_EL2, HCR_EL2, Writeable};
 
-use super::context::El1Context;
+use super::barrier;
 use super::registers as r;
-use super::{barrier, timer};
-use crate::backend::clock::Clock;
 
 /// Bits of HCR_EL2, by the names the Arm ARM gives them.
 mod hcr {
@@ -17,6 +15,7 @@ mod hcr {
     pub(super) const AMO: u64 = 1 << 5;
     pub(super) const FB: u64 = 1 << 9;
     pub(super) const BSU_INNER: u64 = 1 << 10;
+    pub(super) const TWI: u64 = 1 << 13;
     pub(super) const TID3: u64 = 1 << 18;
     pub(super) const TSC: u64 = 1 << 19;
     pub(super) const TIDCP: u64 = 1 << 20;
@@ -37,8 +36,8 @@ mod hcr {
 ///   BSU); invalidation by set/way cleans too (SWIO).
 /// - Trapped: SMC (TSC), maintenance by set/way (TSW), ID registers (TID3), ACTLR_EL1 (TACR),
 ///   LORegion registers (TLOR), error records (TERR), implementation-defined registers (TIDCP).
-/// - Not trapped: pointer authentication (APK, API), which is the guest's own; WFI and WFE (TWI and
-///   TWE clear), because the guest has the core to itself.
+/// - Not trapped: pointer authentication (APK, API), which is the guest's own; WFE (TWE clear), and
+///   WFI where the guest has the core to itself.
 const HCR_GUEST: u64 = hcr::VM
     | hcr::SWIO
     | hcr::FMO
@@ -69,9 +68,10 @@ const MDCR_GUEST: u64 = 1 << 5 | 1 << 6 | 1 << 9 | 1 << 10 | 1 << 11 | 1 << 14 |
 const CNTHCTL_GUEST: u64 = 0b11;
 
 /// Sets up this core for guests: the traps that all run under, and what no guest can change. They read
-/// the core's own MIDR_EL1; MDSCR_EL1, which traps, leaves debug exceptions off.
-pub fn set_traps() {
-    HCR_EL2.set(HCR_GUEST);
+/// the core's own MIDR_EL1; MDSCR_EL1, which traps, leaves debug exceptions off. Of several vCPUs
+/// that share a core, one that waits gives it up: WFI traps (TWI).
+pub fn set_traps(shared: bool) {
+    HCR_EL2.set(HCR_GUEST | if shared { hcr::TWI } else { 0 });
     CPTR_EL2.set(CPTR_GUEST);
     r::MDCR_EL2::set(r::MDCR_EL2::get() & 0x1f | MDCR_GUEST);
     r::HSTR_EL2::set(0);
@@ -93,10 +93,4 @@ pub fn set_traps() {
         r::HDFGWTR_EL2::set(0);
     }
     barrier::isb();
-}
-
-/// Puts the EL1 and EL0 registers of this core into their reset state, for a vCPU that reads
-/// `mpidr` as its MPIDR_EL1 and whose virtual counter starts at zero now.
-pub(super) fn reset(mpidr: u64) {
-    El1Context::reset(mpidr, timer::Counter.now()).restore();
 }

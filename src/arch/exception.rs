@@ -1,8 +1,8 @@
 //! Where a guest's exits enter Rust, and leave it.
 //!
 //! `boot/vectors.S` has saved the registers to the seat in TPIDR_EL2, and calls one of these with it.
-//! The guest goes on with the registers of the seat that is returned. It is always the same one: the
-//! vectors leave TPIDR_EL2 as it is.
+//! The guest goes on with the registers of the seat that is returned, which is always the same one: the
+//! vectors leave TPIDR_EL2 as it is. Whose registers are in it may have changed.
 
 use super::guest::Seat;
 use super::interrupts;
@@ -15,16 +15,16 @@ pub(super) extern "C" fn on_sync(seat: &'static mut Seat) -> &'static mut Seat {
         return seat.leave(next);
     }
     if seat.core.input_wanted {
-        interrupts::feed_console(seat);
+        interrupts::want_input(seat);
     }
-    seat
+    if seat.core.look { seat.look() } else { seat }
 }
 
 /// A physical IRQ or FIQ while the guest ran.
 pub(super) extern "C" fn on_irq(seat: &'static mut Seat) -> &'static mut Seat {
     seat.vcpu.exits.interrupts += 1;
     interrupts::serve(seat);
-    seat
+    if seat.core.look { seat.look() } else { seat }
 }
 
 /// An SError while the guest ran: hardware reports an error that belongs to no instruction. It may

@@ -1,10 +1,16 @@
 //! Physical interrupts. EL2 drives its devices by polling; an interrupt only says when to look.
 
+use core::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+
+use super::core::NUDGE;
+use super::gic::PhysicalGic;
 use super::guest::Seat;
 use super::mmio::Mmio;
+use super::smp::this_core;
 use super::{console, gic, timer};
 use crate::backend::serial::Serial;
 use crate::gic::{IntId, VcpuSet};
+use crate::vm::Host;
 
 /// Interrupts served in one go: a bound on what a screaming line costs the guest per exit.
 const BATCH: usize = 8;
@@ -68,43 +74,108 @@ const INTERRUPT_ACK: usize = 0x64;
 /// Used buffers and configuration changes.
 const ALL_CAUSES: u32 = 0b11;
 
+/// The core that has the console, plus one; 0 while none has.
+static CONSOLE_CORE: AtomicU8 = AtomicU8::new(0);
+/// A guest has room for input again.
+static INPUT_WANTED: AtomicBool = AtomicBool::new(false);
+
+/// Enables what this core takes: its private interrupts, and the doorbells of its machines.
+pub(super) fn enable(seat: &mut Seat) {
+    let private = [
+        NUDGE,
+        VIRTUAL_TIMER_INTID,
+        PHYSICAL_TIMER_INTID,
+        gic::MAINTENANCE_INTID,
+        timer::TIMER_INTID,
+    ];
+    for intid in private {
+        seat.gic.enable(intid, false);
+    }
+    for doorbell in &seat.doorbells {
+        if matches!(doorbell.source, Source::Console) {
+            CONSOLE_CORE.store(this_core() as u8 + 1, Ordering::Relaxed);
+        }
+        doorbell.connect(&seat.gic);
+    }
+}
+
+/// The first private interrupt that EL2 needs and cannot have, because it is kept for the Secure
+/// state.
+pub fn missing(gic: &PhysicalGic) -> Option<u32> {
+    let private =
+        [VIRTUAL_TIMER_INTID, PHYSICAL_TIMER_INTID, gic::MAINTENANCE_INTID, timer::TIMER_INTID];
+    private.into_iter().find(|intid| {
+        gic.enable(*intid, false);
+        let enabled = gic.is_enabled(*intid);
+        gic.disable(*intid);
+        !enabled
+    })
+}
+
 /// Serves what is pending.
 pub(super) fn serve(seat: &mut Seat) {
-    let (vm, index) = (seat.vcpu.vm, seat.vcpu.index);
+    let gic = seat.gic;
     for _ in 0..BATCH {
-        let Some(acknowledged) = seat.plan.gic.acknowledge() else { break };
-        seat.plan.gic.drop_priority(acknowledged);
-        let intid = acknowledged.intid();
-        match intid {
-            VIRTUAL_TIMER_INTID | PHYSICAL_TIMER_INTID => {
+        let Some(acknowledged) = gic.acknowledge() else { break };
+        gic.drop_priority(acknowledged);
+        match acknowledged.intid() {
+            intid @ (VIRTUAL_TIMER_INTID | PHYSICAL_TIMER_INTID) => {
                 // Stays active: the guest's own deactivation ends it (list register with HW = 1).
-                if let Some(ppi) = IntId::new(intid) {
-                    vm.interrupt(index, &mut seat.core, |vgic, lrs| {
-                        vgic.inject_hw(index, ppi, intid as u16, lrs)
-                    });
+                match (seat.loaded(), IntId::new(intid)) {
+                    (Some(index), Some(ppi)) => {
+                        let vm = seat.vcpu.vm;
+                        vm.interrupt(index, &mut seat.core, |vgic, lrs| {
+                            vgic.inject_hw(index, ppi, intid as u16, lrs)
+                        });
+                    }
+                    // The vCPU has just left, its timer with it.
+                    _ => gic.deactivate(acknowledged),
                 }
             }
+            NUDGE => {
+                gic.deactivate(acknowledged);
+                nudged(seat);
+            }
             gic::MAINTENANCE_INTID => {
-                vm.interrupt(index, &mut seat.core, |vgic, _| {
-                    vgic.on_maintenance(index);
-                    VcpuSet::EMPTY
-                });
-                seat.plan.gic.deactivate(acknowledged);
+                if let Some(index) = seat.loaded() {
+                    seat.vcpu.vm.interrupt(index, &mut seat.core, |vgic, _| {
+                        vgic.on_maintenance(index);
+                        VcpuSet::EMPTY
+                    });
+                }
+                gic.deactivate(acknowledged);
             }
             timer::TIMER_INTID => {
                 seat.core.timer_has_fired();
-                seat.plan.gic.deactivate(acknowledged);
-                vm.on_timer(index, &mut seat.core);
+                gic.deactivate(acknowledged);
+                seat.each_vm(|vm, here, core| vm.on_timer(here, core));
+                seat.core.look |= seat.must_look();
             }
-            _ => {
+            intid => {
                 seat.vcpu.exits.doorbells += 1;
                 answer(seat, intid);
-                seat.plan.gic.deactivate(acknowledged);
+                gic.deactivate(acknowledged);
             }
         }
     }
-    if vm.waits_for_events() {
-        vm.poll(index, &mut seat.core);
+    seat.each_vm(|vm, here, core| {
+        if vm.waits_for_events() {
+            vm.poll(here, core);
+        }
+    });
+}
+
+/// Another core has something for a vCPU here, or for this core.
+#[inline]
+fn nudged(seat: &mut Seat) {
+    if let Some(index) = seat.loaded() {
+        seat.vcpu.vm.interrupt(index, &mut seat.core, |_, _| VcpuSet::EMPTY);
+    }
+    if seat.must_look() {
+        seat.core.look = true;
+    }
+    if INPUT_WANTED.load(Ordering::Relaxed) && INPUT_WANTED.swap(false, Ordering::Acquire) {
+        feed_console(seat);
     }
 }
 
@@ -116,7 +187,9 @@ fn answer(seat: &mut Seat, intid: u32) {
     let useful = match seat.doorbells.get(at).map(|doorbell| doorbell.source) {
         Some(Source::VirtioMmio(registers)) => {
             registers.write32_relaxed(INTERRUPT_ACK, ALL_CAUSES);
-            seat.vcpu.vm.waits_for_events()
+            let mut useful = false;
+            seat.each_vm(|vm, _, _| useful |= vm.waits_for_events());
+            useful
         }
         Some(Source::Console) => feed_console(seat),
         None => return,
@@ -124,18 +197,31 @@ fn answer(seat: &mut Seat, intid: u32) {
     let Some(doorbell) = seat.doorbells.get_mut(at) else { return };
     doorbell.vain = if useful { 0 } else { doorbell.vain.saturating_add(1) };
     if doorbell.vain == PATIENCE {
-        seat.plan.gic.disable(intid);
+        seat.gic.disable(intid);
         log::warn!("interrupt {intid} is stuck: it is disabled, its device polled less often");
+    }
+}
+
+/// A guest here has room for input again: the core that has the console is to pass it on.
+#[cold]
+pub(super) fn want_input(seat: &mut Seat) {
+    seat.core.input_wanted = false;
+    let Some(core) = CONSOLE_CORE.load(Ordering::Relaxed).checked_sub(1) else { return };
+    if usize::from(core) == this_core() {
+        feed_console(seat);
+    } else {
+        INPUT_WANTED.store(true, Ordering::Release);
+        seat.core.nudge(core);
     }
 }
 
 /// Passes the board's console input to the guest, as much as it has room for. With none left, the
 /// board's interrupt is off until the guest has read: input is never lost here, it waits. `false` if
 /// there was none.
-pub(super) fn feed_console(seat: &mut Seat) -> bool {
-    seat.core.input_wanted = false;
+fn feed_console(seat: &mut Seat) -> bool {
     console::with(|uart| uart.acknowledge_interrupt());
-    let (vm, index) = (seat.vcpu.vm, seat.vcpu.index);
+    let Some(vm) = seat.reader else { return false };
+    let here = seat.here(vm);
     let mut any = false;
     for _ in 0..INPUT_BATCH {
         if !vm.wants_input() {
@@ -143,7 +229,7 @@ pub(super) fn feed_console(seat: &mut Seat) -> bool {
             return true;
         }
         let Some(byte) = console::with(Serial::read_byte).flatten() else { break };
-        vm.receive(byte, index, &mut seat.core);
+        vm.receive(byte, here, &mut seat.core);
         any = true;
     }
     console::with(|uart| uart.set_receive_interrupt(true));

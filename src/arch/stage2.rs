@@ -22,21 +22,12 @@ impl Registers {
         Self { vtcr: tables.geometry().vtcr(VmidBits::Eight), vttbr: tables.vttbr() }
     }
 
-    /// Makes this core translate by them; drops what its TLBs had for the VMID.
-    pub fn install(&self) {
+    /// Makes this core translate by them, from the next entry of the guest on. The tables are not
+    /// changed by it, and VMIDs are never used for others: no TLB maintenance is needed.
+    pub fn activate(&self) {
         VTCR_EL2.set(self.vtcr);
         VTTBR_EL2.set(self.vttbr);
         barrier::isb();
-        // SAFETY: dropping TLB entries is always allowed.
-        unsafe {
-            asm!(
-                "dsb ishst",
-                "tlbi vmalls12e1is",
-                "dsb ish",
-                "isb",
-                options(nostack, preserves_flags)
-            );
-        }
     }
 }
 

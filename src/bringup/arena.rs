@@ -1,21 +1,27 @@
 //! A place for what lives as long as the image does. Nothing is ever given back.
 #![allow(unsafe_code)]
 
-use core::cell::UnsafeCell;
 use core::mem::MaybeUninit;
 use core::sync::atomic::{AtomicUsize, Ordering};
 
-/// Bytes for all that is placed: the VM, its devices, their drivers.
-const SIZE: usize = 160 * 1024;
+use sparkler::arch::layout;
+use sparkler::memory::{FramePool, PAGE_SIZE};
 
-#[repr(align(64))]
-struct Arena(UnsafeCell<[MaybeUninit<u8>; SIZE]>);
+/// Bytes for all that is placed: machines, their devices, drivers, seats.
+const SIZE: usize = 1024 * 1024;
 
-// SAFETY: bytes are handed out at most once, by the atomic `USED`.
-unsafe impl Sync for Arena {}
+/// The first byte that is free, and the end.
+static FREE: AtomicUsize = AtomicUsize::new(0);
+static END: AtomicUsize = AtomicUsize::new(0);
 
-static ARENA: Arena = Arena(UnsafeCell::new([MaybeUninit::uninit(); SIZE]));
-static USED: AtomicUsize = AtomicUsize::new(0);
+/// Takes the room from EL2's pool. `None` if the pool has none.
+pub(crate) fn open(pool: &mut FramePool<'static>) -> Option<()> {
+    let room = pool.alloc_run(SIZE / PAGE_SIZE as usize, PAGE_SIZE).ok()?;
+    let start = layout::linear(room.pa());
+    END.store(start + room.len(), Ordering::Relaxed);
+    FREE.store(start, Ordering::Relaxed);
+    Some(())
+}
 
 /// Makes a value where it can stay. `None` if there is no room left, and then `make` is not called.
 ///
@@ -28,19 +34,17 @@ pub(crate) fn place<T>(make: impl FnOnce() -> T) -> Option<&'static mut T> {
 
 /// Takes room for a `T`.
 fn room<T>() -> Option<&'static mut MaybeUninit<T>> {
-    let base = ARENA.0.get().cast::<u8>();
-    let taken = |used: usize| {
-        let start = used.next_multiple_of(align_of::<T>());
+    let taken = |free: usize| {
+        let start = free.next_multiple_of(align_of::<T>());
         let end = start.checked_add(size_of::<T>())?;
-        (end <= SIZE && align_of::<T>() <= 64).then_some((start, end))
+        (start != 0 && end <= END.load(Ordering::Relaxed)).then_some((start, end))
     };
-    let used = USED
-        .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |used| taken(used).map(|(_, end)| end))
+    let free = FREE
+        .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |free| taken(free).map(|(_, end)| end))
         .ok()?;
-    let (start, _) = taken(used)?;
-    // SAFETY: start < SIZE: the pointer stays in the arena.
-    let place = unsafe { base.add(start) }.cast::<MaybeUninit<T>>();
-    // SAFETY: start..end lies in the arena, is aligned for T since the arena is to 64 bytes, and was
-    // taken from `USED` by this call alone; as MaybeUninit it needs no value yet.
-    Some(unsafe { &mut *place })
+    let (start, _) = taken(free)?;
+    // SAFETY: start..end lies in memory of EL2's pool that is mapped for ever and that nobody else
+    // was given, is aligned for T, and was taken from `FREE` by this call alone; as MaybeUninit it
+    // needs no value yet.
+    Some(unsafe { &mut *(start as *mut MaybeUninit<T>) })
 }

@@ -15,31 +15,50 @@ use sparkler::memory::{FramePool, PAGE_SIZE};
 /// How long a disk may take for a request.
 const DISK_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// Disks that EL2 uses.
+pub(super) const MAX_DISKS: usize = 16;
+
 /// A physical disk.
 pub(super) type Disk = VirtioBlk<'static, Mmio>;
 
-/// The disk in the highest virtio-mmio slot that has one (QEMU fills them from the top, so that it
-/// is the first on its command line), and its doorbell.
-pub(super) fn find_disk(
-    board: &Board<'_>,
-    pool: &mut FramePool<'static>,
-) -> Option<(Disk, Option<Doorbell>)> {
-    board.virtio.iter().rev().find_map(|slot| open(slot, pool))
+/// The virtio-mmio slots that have a disk, the highest first: QEMU fills them from the top, so that
+/// this is the order of its command line.
+pub(super) fn disks<'b>(board: &'b Board<'_>) -> heapless::Vec<&'b VirtioSlot, MAX_DISKS> {
+    let mut disks = heapless::Vec::new();
+    for slot in board.virtio.iter().rev().filter(|slot| is_disk(slot)) {
+        if disks.push(slot).is_err() {
+            log::warn!("more than {MAX_DISKS} disks: the others are not used");
+            break;
+        }
+    }
+    disks
 }
 
-fn open(slot: &VirtioSlot, pool: &mut FramePool<'static>) -> Option<(Disk, Option<Doorbell>)> {
+fn is_disk(slot: &VirtioSlot) -> bool {
+    let at = slot.registers.base;
+    // SAFETY: as in `open`.
+    let Ok(registers) = (unsafe { Mmio::map(at, slot.registers.len as usize) }) else {
+        return false;
+    };
+    match probe(&registers) {
+        Ok(kind) => kind == DeviceKind::Block,
+        Err(ProbeError::Empty) => false,
+        Err(error) => {
+            log::warn!("virtio-mmio at {at}: {error}");
+            false
+        }
+    }
+}
+
+/// Brings a disk up; with its doorbell.
+pub(super) fn open(
+    slot: &VirtioSlot,
+    pool: &mut FramePool<'static>,
+) -> Option<(Disk, Option<Doorbell>)> {
     let at = slot.registers.base;
     // SAFETY: the tree has a virtio-mmio device there. What it may reach by DMA is what its driver
     // gives it: memory of its own, and guests' buffers.
     let registers = unsafe { Mmio::map(at, slot.registers.len as usize) }.ok()?;
-    match probe(&registers) {
-        Ok(DeviceKind::Block) => {}
-        Ok(_) | Err(ProbeError::Empty) => return None,
-        Err(error) => {
-            log::warn!("virtio-mmio at {at}: {error}");
-            return None;
-        }
-    }
     let frames = Disk::DMA_BYTES.div_ceil(PAGE_SIZE as usize);
     let dma = match pool.alloc_run(frames, PAGE_SIZE) {
         Ok(dma) => dma,

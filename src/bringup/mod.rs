@@ -3,8 +3,9 @@
 
 mod arena;
 mod board;
+mod cores;
 mod devices;
-mod guest;
+mod machines;
 
 use core::fmt;
 
@@ -28,7 +29,7 @@ pub(crate) fn run(boot: BootInfo) -> ! {
             if let Some(level) = options::log_level(board.bootargs) {
                 log::set_max_level(level);
             }
-            guest::run(boot, board, tree)
+            machines::run(boot, board, tree)
         }
         Err(error) => stop(format_args!("the board's device tree cannot be used: {error}")),
     }

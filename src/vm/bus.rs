@@ -76,15 +76,14 @@ const fn virtio_width(width: Width) -> virtio::Width {
     }
 }
 
-/// vCPUs of a machine.
-const VCPUS: usize = 1;
-
 impl Vcpu<'_> {
     /// Serves a load.
     #[inline]
     pub fn load<H: Host>(&mut self, ipa: Ipa, width: Width, host: &mut H) -> Access {
         let vm = self.vm;
-        let Some(target) = Target::at(ipa, vm.devices(), VCPUS) else { return Access::Nobody };
+        let Some(target) = Target::at(ipa, vm.devices(), vm.vcpus.count()) else {
+            return Access::Nobody;
+        };
         Access::Done(match target {
             Target::Virtio { slot, offset } => {
                 self.exits.virtio_reads += 1;
@@ -105,11 +104,11 @@ impl Vcpu<'_> {
             }
             Target::Uart(offset) => {
                 self.exits.mmio += 1;
-                vm.with_uart(self.index, host, |uart| uart.read(offset, width))
+                vm.with_uart(Some(self.index), host, |uart| uart.read(offset, width))
             }
             Target::Rtc(offset) => {
                 self.exits.mmio += 1;
-                vm.with_rtc(self.index, host, |rtc, now| rtc.read(offset, width, now))
+                vm.with_rtc(Some(self.index), host, |rtc, now| rtc.read(offset, width, now))
             }
         })
     }
@@ -118,7 +117,9 @@ impl Vcpu<'_> {
     #[inline]
     pub fn store<H: Host>(&mut self, ipa: Ipa, width: Width, value: u64, host: &mut H) -> Access {
         let vm = self.vm;
-        let Some(target) = Target::at(ipa, vm.devices(), VCPUS) else { return Access::Nobody };
+        let Some(target) = Target::at(ipa, vm.devices(), vm.vcpus.count()) else {
+            return Access::Nobody;
+        };
         match target {
             Target::Virtio { slot, offset } => {
                 if offset == QUEUE_NOTIFY {
@@ -129,7 +130,7 @@ impl Vcpu<'_> {
                 let Some(device) = vm.slot(slot) else { return Access::Nobody };
                 let mut device = device.lock();
                 let outcome = device.write(offset, virtio_width(width), value, host.now());
-                vm.after_work(slot, &mut device, self.index, host);
+                vm.after_work(slot, &mut device, Some(self.index), host);
                 if outcome == WriteOutcome::Retry {
                     return Access::Retry;
                 }
@@ -147,14 +148,17 @@ impl Vcpu<'_> {
             }
             Target::Uart(offset) => {
                 self.exits.mmio += 1;
-                let sent = vm.with_uart(self.index, host, |uart| uart.write(offset, width, value));
+                let sent =
+                    vm.with_uart(Some(self.index), host, |uart| uart.write(offset, width, value));
                 if let Some(byte) = sent {
                     host.transmit(byte);
                 }
             }
             Target::Rtc(offset) => {
                 self.exits.mmio += 1;
-                vm.with_rtc(self.index, host, |rtc, now| rtc.write(offset, width, value, now));
+                vm.with_rtc(Some(self.index), host, |rtc, now| {
+                    rtc.write(offset, width, value, now)
+                });
             }
         }
         Access::Done(0)

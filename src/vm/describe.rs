@@ -5,7 +5,7 @@ use super::loader::Placement;
 use super::machine::{MAX_DEVICES, Vm};
 use crate::fdt::WriteError;
 use crate::fdt::guest::{GuestGic, GuestSlot, GuestTree};
-use crate::gic::GicVersion;
+use crate::gic::{GicVersion, MAX_VCPUS};
 use crate::memory::Ipa;
 use crate::memory::guest::MAX_REGIONS;
 
@@ -32,9 +32,11 @@ impl Vm<'_> {
             let slot = GuestSlot { base, len: layout::VIRTIO_SIZE, intid };
             virtio.push(slot).map_err(|_| WriteError::Full)?;
         }
+        // Their affinities are 0.0.0.n.
+        let cpus: [u64; MAX_VCPUS] = core::array::from_fn(|index| index as u64);
         let tree = GuestTree {
             memory: &memory,
-            cpus: &[0],
+            cpus: cpus.get(..self.vcpus.count()).unwrap_or(&[]),
             bootargs,
             initrd: placement.ramdisk.map(|(start, end)| (start, end.raw() - start.raw())),
             gic: match self.gic_version() {

@@ -6,10 +6,11 @@ mod tests;
 
 use super::bus::Access;
 use super::host::Host;
-use super::machine::Vcpu;
+use super::machine::{Vcpu, Vm};
 use super::trap;
+use super::vcpus::{Cpus, Start};
 use crate::cpu::abort::{ExceptionSource, GuestException};
-use crate::cpu::psci::{self, Affinity, Call, Outcome, SingleCpu};
+use crate::cpu::psci::{self, Affinity, Call, Outcome};
 use crate::cpu::syndrome::fault_ipa;
 use crate::cpu::{DataAbort, InstructionLength, MmioAccess, MmioKind, Syndrome};
 
@@ -18,6 +19,10 @@ use crate::cpu::{DataAbort, InstructionLength, MmioAccess, MmioKind, Syndrome};
 pub enum Next {
     /// It goes on.
     Resume,
+    /// It waits for an interrupt.
+    Wait,
+    /// It has turned itself off.
+    Off,
     /// Its machine is turned off.
     PowerOff,
     /// Its machine starts again.
@@ -37,10 +42,10 @@ pub fn synchronous<H: Host>(vcpu: &mut Vcpu<'_>, host: &mut H) -> Next {
             data_abort(vcpu, host, abort, length);
             Next::Resume
         }
-        Syndrome::Hvc { immediate } => call(vcpu, immediate),
+        Syndrome::Hvc { immediate } => call(vcpu, host, immediate),
         Syndrome::Smc { immediate } => {
             vcpu.registers.complete_instruction(length);
-            call(vcpu, immediate)
+            call(vcpu, host, immediate)
         }
         Syndrome::SystemRegister(access) => {
             vcpu.exits.system_registers += 1;
@@ -51,7 +56,7 @@ pub fn synchronous<H: Host>(vcpu: &mut Vcpu<'_>, host: &mut H) -> Next {
             // Not trapped while a vCPU has its core to itself; if it is, going on is allowed.
             vcpu.exits.waits += 1;
             vcpu.registers.complete_instruction(length);
-            Next::Resume
+            if host.is_shared() { Next::Wait } else { Next::Resume }
         }
         Syndrome::InstructionAbort(abort) => {
             vcpu.exits.faults += 1;
@@ -67,7 +72,7 @@ pub fn synchronous<H: Host>(vcpu: &mut Vcpu<'_>, host: &mut H) -> Next {
         }
     };
     if vcpu.vm.has_work_in_flight() {
-        vcpu.vm.poll(vcpu.index, host);
+        vcpu.vm.poll(Some(vcpu.index), host);
     }
     next
 }
@@ -79,31 +84,42 @@ pub fn synchronous<H: Host>(vcpu: &mut Vcpu<'_>, host: &mut H) -> Next {
 /// not with an undefined instruction: a guest that looks for the hypervisor it runs on must be able
 /// to ask.
 #[inline]
-fn call(vcpu: &mut Vcpu<'_>, immediate: u16) -> Next {
+fn call<H: Host>(vcpu: &mut Vcpu<'_>, host: &mut H, immediate: u16) -> Next {
     vcpu.exits.calls += 1;
     if immediate != 0 {
         vcpu.registers.set_result(psci::CallError::NotSupported.value());
         return Next::Resume;
     }
-    let cpus = SingleCpu(Affinity::from_mpidr(0));
-    match Call::decode(vcpu.registers.arguments()).handle(&cpus) {
-        Outcome::Return(value) => {
-            vcpu.registers.set_result(value);
-            Next::Resume
-        }
-        // A standby state may end at any time; this one ends at once.
+    let vm = vcpu.vm;
+    let cpus = Cpus { vcpus: &vm.vcpus, memory: &vm.memory };
+    let result = match Call::decode(vcpu.registers.arguments()).handle(&cpus) {
+        Outcome::Return(value) => value,
         Outcome::Suspend => {
             vcpu.registers.set_result(psci::SUCCESS);
-            Next::Resume
+            return Next::Wait;
         }
-        Outcome::SystemOff => Next::PowerOff,
-        Outcome::SystemReset => Next::Reset,
-        Outcome::CpuOff => Next::Stop("its last CPU turned itself off"),
-        Outcome::CpuOn { .. } => {
-            vcpu.registers.set_result(psci::CallError::InvalidParameters.value());
-            Next::Resume
-        }
+        Outcome::SystemOff => return Next::PowerOff,
+        Outcome::SystemReset => return Next::Reset,
+        Outcome::CpuOff => return Next::Off,
+        Outcome::CpuOn { cpu, entry, context } => turn_on(vm, host, cpu, Start { entry, context }),
+    };
+    vcpu.registers.set_result(result);
+    Next::Resume
+}
+
+/// CPU_ON of a vCPU that was off a moment ago; the result of the call.
+#[cold]
+fn turn_on<H: Host>(vm: &Vm<'_>, host: &mut H, cpu: Affinity, start: Start) -> u64 {
+    let Some(target) = vm.vcpus.by_affinity(cpu) else {
+        return psci::CallError::InvalidParameters.value();
+    };
+    if let Err(error) = vm.vcpus.turn_on(target, start) {
+        return error.value();
     }
+    if let Some(core) = vm.vcpus.core_of(target) {
+        host.nudge(core);
+    }
+    psci::SUCCESS
 }
 
 /// A load or store that stage 2 does not let pass: a device's register, or nothing.

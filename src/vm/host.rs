@@ -1,5 +1,6 @@
 //! What exit handling asks of the core a guest runs on, and of the board.
 
+use super::vcpus::CoreNumber;
 use crate::backend::clock::Ticks;
 use crate::cpu::abort::{Injection, PstateFeatures};
 use crate::cpu::sysreg::IdRegisters;
@@ -58,6 +59,12 @@ pub trait Host: IdRegisters {
 
     /// The guest's console had no room for input, and has again.
     fn input_wanted(&mut self);
+
+    /// Have the core of this number look at what its vCPUs are to do; it may be this one.
+    fn nudge(&mut self, core: CoreNumber);
+
+    /// Whether a vCPU that waits must give the core up, for others to run or the core to sleep.
+    fn is_shared(&self) -> bool;
 
     /// Requests are in flight: see to it that [`Vm::on_timer`](super::Vm::on_timer) is called, and
     /// the VM polled, before long, even if no interrupt of a device asks for it.

@@ -1,25 +1,30 @@
 //! A virtual machine and its vCPUs.
 //!
+//! Where a method takes `here`, that is the vCPU of this machine whose state is on this core, if one
+//! is: what has become pending for it is listed at once. The cores of the others are nudged.
+//!
 //! Locks: each virtio slot, the UART and the clock have their own, and no two of these are held at
 //! once. Under any of them the interrupt controller's may be taken, or that of the log's limit, and
 //! under those none; a line for the log takes the board's console as well. A lock is never held
 //! while a guest runs, nor while a disk is waited for.
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;
 
 use core::fmt;
 use core::sync::atomic::{AtomicU32, Ordering};
 
 use super::host::Host;
 use super::layout;
+use super::lifecycle::{Life, Request};
 use super::pl011::Pl011;
 use super::pl031::Pl031;
 use super::stats::ExitCounts;
+use super::vcpus::{CoreNumber, VcpuTable};
 use crate::backend::clock::Ticks;
 use crate::cpu::GuestRegisters;
 use crate::cpu::sysreg::Limits;
-use crate::gic::{GicVersion, IntId, VcpuIndex, VcpuSet, Vgic};
+use crate::gic::{GicVersion, IntId, MAX_VCPUS, VcpuIndex, VcpuSet, Vgic};
 use crate::memory::GuestMemory;
 use crate::rate_limit::RateLimit;
 use crate::sync::Mutex;
@@ -37,10 +42,16 @@ const WAITING: usize = MAX_DEVICES;
 pub struct Vm<'m> {
     /// Its name in the log.
     pub name: &'static str,
+    /// Which of the board's machines it is: its place on the console.
+    pub number: usize,
     /// Its RAM.
     pub memory: GuestMemory<'m>,
     /// What its ID registers must say.
     pub limits: Limits,
+    /// Its vCPUs.
+    pub vcpus: VcpuTable,
+    /// What it is doing, and what is asked of it.
+    pub life: Life,
     /// Its interrupt controller.
     gic: Mutex<Vgic>,
     /// Its console.
@@ -54,6 +65,8 @@ pub struct Vm<'m> {
     to_poll: AtomicU32,
     /// How much of what the guest causes is logged.
     log_limit: Mutex<RateLimit>,
+    /// What the exits of vCPUs were for, up to when each last left its core.
+    exits: Mutex<[ExitCounts; MAX_VCPUS]>,
 }
 
 // Each core with one of its vCPUs works on it.
@@ -63,26 +76,31 @@ const _: () = {
 };
 
 impl<'m> Vm<'m> {
-    /// A machine without virtio devices. No more of what the guest causes is logged than `log_limit`
-    /// admits.
+    /// A machine without virtio devices, which is off. It has a vCPU for each of `cores`, on that
+    /// core. No more of what the guest causes is logged than `log_limit` admits.
     pub fn new(
         name: &'static str,
         memory: GuestMemory<'m>,
         limits: Limits,
+        cores: &[CoreNumber],
         gic: Vgic,
         rtc: Pl031,
         log_limit: RateLimit,
     ) -> Self {
         Self {
             name,
+            number: 0,
             memory,
             limits,
+            vcpus: VcpuTable::new(cores),
+            life: Life::new(),
             gic: Mutex::new(gic),
             uart: Mutex::new(Pl011::new()),
             rtc: Mutex::new(rtc),
             slots: heapless::Vec::new(),
             to_poll: AtomicU32::new(0),
             log_limit: Mutex::new(log_limit),
+            exits: Mutex::new([const { ExitCounts::NONE }; MAX_VCPUS]),
         }
     }
 
@@ -125,7 +143,7 @@ impl<'m> Vm<'m> {
         &self,
         slot: usize,
         device: &mut MmioTransport<'m, 'm>,
-        vcpu: VcpuIndex,
+        here: Option<VcpuIndex>,
         host: &mut H,
     ) {
         let soon = 1u32 << (slot % MAX_DEVICES);
@@ -153,7 +171,7 @@ impl<'m> Vm<'m> {
                 self.report_fault(slot, device, host.now());
             }
             if let Some(intid) = IntId::spi(layout::VIRTIO_SPI + slot as u32) {
-                self.interrupt(vcpu, host, |gic, _| gic.pulse(intid));
+                self.signal(here, host, |gic| gic.pulse(intid));
             }
         }
     }
@@ -183,7 +201,7 @@ impl<'m> Vm<'m> {
     }
 
     /// Collects what physical devices have finished, for all slots that are to be polled.
-    pub fn poll<H: Host>(&self, vcpu: VcpuIndex, host: &mut H) {
+    pub fn poll<H: Host>(&self, here: Option<VcpuIndex>, host: &mut H) {
         let now = host.now();
         let slots = self.to_poll.load(Ordering::Relaxed);
         let mut slots = (slots | slots >> WAITING) & SOON;
@@ -193,14 +211,13 @@ impl<'m> Vm<'m> {
             if let Some(device) = self.slot(slot) {
                 let mut device = device.lock();
                 device.poll(now);
-                self.after_work(slot, &mut device, vcpu, host);
+                self.after_work(slot, &mut device, here, host);
             }
         }
     }
 
-    /// Works on the interrupt controller, and lists what the vCPU on this core must now see: also
-    /// after reads, which may find out what the guest has done to its list registers. With one vCPU
-    /// a machine, there is never another to be told.
+    /// Works on the interrupt controller for the vCPU on this core, and lists what it must now see:
+    /// also after reads, which may find out what the guest has done to its list registers.
     #[inline]
     pub(super) fn with_gic<H: Host, T>(
         &self,
@@ -211,9 +228,9 @@ impl<'m> Vm<'m> {
         let mut gic = self.gic.lock();
         let lrs = host.list_registers();
         let result = work(&mut gic, lrs);
-        if gic.needs_flush(vcpu) {
-            let _ = gic.flush(vcpu, lrs);
-        }
+        let others = if gic.needs_flush(vcpu) { gic.flush(vcpu, lrs) } else { VcpuSet::EMPTY };
+        drop(gic);
+        self.nudge(others, host);
         result
     }
 
@@ -222,7 +239,7 @@ impl<'m> Vm<'m> {
         self.gic.lock().version()
     }
 
-    /// Changes interrupt state, and lists what the vCPU on this core must now see.
+    /// Changes interrupt state by an access of the vCPU on this core, and has all vCPUs see it.
     #[inline]
     pub fn interrupt<H: Host>(
         &self,
@@ -230,7 +247,97 @@ impl<'m> Vm<'m> {
         host: &mut H,
         change: impl FnOnce(&mut Vgic, &mut H::ListRegisters) -> VcpuSet,
     ) {
-        let _ = self.with_gic(vcpu, host, change);
+        let concerned = self.with_gic(vcpu, host, change);
+        self.nudge(concerned.without(vcpu), host);
+    }
+
+    /// Changes interrupt state by a device, and has all vCPUs see it.
+    #[inline]
+    pub fn signal<H: Host>(
+        &self,
+        here: Option<VcpuIndex>,
+        host: &mut H,
+        change: impl FnOnce(&mut Vgic) -> VcpuSet,
+    ) {
+        if let Some(vcpu) = here {
+            return self.interrupt(vcpu, host, |gic, _| change(gic));
+        }
+        let concerned = change(&mut self.gic.lock());
+        self.nudge(concerned, host);
+    }
+
+    /// Has the cores of these vCPUs look at what is pending for them.
+    #[inline]
+    fn nudge<H: Host>(&self, vcpus: VcpuSet, host: &mut H) {
+        if !vcpus.is_empty() {
+            self.nudge_each(vcpus, host);
+        }
+    }
+
+    #[inline(never)]
+    fn nudge_each<H: Host>(&self, vcpus: VcpuSet, host: &mut H) {
+        for core in vcpus.iter().filter_map(|vcpu| self.vcpus.core_of(vcpu)) {
+            host.nudge(core);
+        }
+    }
+
+    /// Has every core that has a vCPU of this machine look at what it is to do.
+    pub fn nudge_all<H: Host>(&self, host: &mut H) {
+        let cores = self.vcpus.cores();
+        for core in (0..8).filter(|core| cores >> core & 1 != 0) {
+            host.nudge(core);
+        }
+    }
+
+    /// Asks for something, and has the home core look.
+    pub fn ask<H: Host>(&self, request: Request, host: &mut H) {
+        self.life.ask(request);
+        host.nudge(self.vcpus.home());
+    }
+
+    /// The vCPU comes onto this core, whose list registers are empty: lists what is pending for it.
+    pub fn load_interrupts<H: Host>(&self, vcpu: VcpuIndex, host: &mut H) {
+        let mut gic = self.gic.lock();
+        let others = gic.flush(vcpu, host.list_registers());
+        drop(gic);
+        self.nudge(others, host);
+    }
+
+    /// The vCPU leaves this core: its list registers are emptied, and all their state kept.
+    pub fn unload_interrupts<H: Host>(&self, vcpu: VcpuIndex, host: &mut H) {
+        let mut gic = self.gic.lock();
+        let others = gic.unload(vcpu, host.list_registers());
+        drop(gic);
+        self.nudge(others, host);
+    }
+
+    /// Whether an interrupt is pending that ends the wait of a vCPU that is not on its core.
+    pub fn has_pending(&self, vcpu: VcpuIndex) -> bool {
+        self.gic.lock().has_deliverable(vcpu)
+    }
+
+    /// Whether an interrupt is pending that ends the wait of the vCPU on this core.
+    pub fn has_pending_here<H: Host>(&self, vcpu: VcpuIndex, host: &mut H) -> bool {
+        let mut gic = self.gic.lock();
+        gic.sync(vcpu, host.list_registers());
+        gic.has_deliverable(vcpu)
+    }
+
+    /// Keeps what a vCPU's exits were for, for [`Self::exits`].
+    pub fn publish_exits(&self, vcpu: VcpuIndex, counts: &ExitCounts) {
+        if let Some(published) = self.exits.lock().get_mut(vcpu.get()) {
+            *published = *counts;
+        }
+    }
+
+    /// What the exits of all vCPUs were for, up to when each was last published.
+    pub fn exits(&self) -> ExitCounts {
+        let exits = self.exits.lock();
+        let mut sum = ExitCounts::NONE;
+        for counts in exits.iter() {
+            sum.add(counts);
+        }
+        sum
     }
 
     /// Whether the console has room for input.
@@ -240,8 +347,8 @@ impl<'m> Vm<'m> {
 
     /// Input for the console. `false`, and nothing is taken, if it has no room;
     /// [`Host::input_wanted`] tells when it has.
-    pub fn receive<H: Host>(&self, byte: u8, vcpu: VcpuIndex, host: &mut H) -> bool {
-        self.with_uart(vcpu, host, |uart| uart.wants_input() && uart.push(byte))
+    pub fn receive<H: Host>(&self, byte: u8, here: Option<VcpuIndex>, host: &mut H) -> bool {
+        self.with_uart(here, host, |uart| uart.wants_input() && uart.push(byte))
     }
 
     /// Works on the UART, and passes on what that did to its interrupt line and to its room for
@@ -249,7 +356,7 @@ impl<'m> Vm<'m> {
     #[inline]
     pub(super) fn with_uart<H: Host, T>(
         &self,
-        vcpu: VcpuIndex,
+        here: Option<VcpuIndex>,
         host: &mut H,
         work: impl FnOnce(&mut Pl011) -> T,
     ) -> T {
@@ -257,7 +364,7 @@ impl<'m> Vm<'m> {
         let (line, room) = (uart.interrupt_line(), uart.wants_input());
         let result = work(&mut uart);
         if uart.interrupt_line() != line {
-            self.set_line(layout::UART_SPI, !line, vcpu, host);
+            self.set_line(layout::UART_SPI, !line, here, host);
         }
         if !room && uart.wants_input() {
             host.input_wanted();
@@ -269,14 +376,14 @@ impl<'m> Vm<'m> {
     /// its alarm is due.
     pub(super) fn with_rtc<H: Host, T>(
         &self,
-        vcpu: VcpuIndex,
+        here: Option<VcpuIndex>,
         host: &mut H,
         work: impl FnOnce(&mut Pl031, Ticks) -> T,
     ) -> T {
         let now = host.now();
         let mut rtc = self.rtc.lock();
         let result = work(&mut rtc, now);
-        self.set_line(layout::RTC_SPI, rtc.interrupt_line(now), vcpu, host);
+        self.set_line(layout::RTC_SPI, rtc.interrupt_line(now), here, host);
         if let Some(deadline) = rtc.deadline(now) {
             host.wake_at(deadline);
         }
@@ -285,34 +392,36 @@ impl<'m> Vm<'m> {
 
     /// A time that was asked for by [`Host::wake_at`] or [`Host::keep_polling`] has come, or
     /// another one. To be followed by [`Self::poll`].
-    pub fn on_timer<H: Host>(&self, vcpu: VcpuIndex, host: &mut H) {
-        self.with_rtc(vcpu, host, |_, _| ());
+    pub fn on_timer<H: Host>(&self, here: Option<VcpuIndex>, host: &mut H) {
+        self.with_rtc(here, host, |_, _| ());
         if self.has_work_in_flight() {
             host.keep_polling();
         }
     }
 
     /// The line of a level-triggered device is `high` or low.
-    fn set_line<H: Host>(&self, spi: u32, high: bool, vcpu: VcpuIndex, host: &mut H) {
+    fn set_line<H: Host>(&self, spi: u32, high: bool, here: Option<VcpuIndex>, host: &mut H) {
         if let Some(intid) = IntId::spi(spi) {
-            self.interrupt(vcpu, host, |gic, _| gic.set_level(intid, high));
+            self.signal(here, host, |gic| gic.set_level(intid, high));
         }
     }
 
-    /// Resets the machine's devices and its interrupt controller. `false` while a physical device
-    /// may still reach the guest's memory: poll, and ask again.
-    pub fn reset<H: Host>(&self, vcpu: VcpuIndex, host: &mut H) -> bool {
+    /// Resets the machine's devices and its interrupt controller. None of its vCPUs is on a core,
+    /// and no other machine's is on this one. `false` while a physical device may still reach the
+    /// guest's memory: then call again.
+    pub fn reset<H: Host>(&self, host: &mut H) -> bool {
         let now = host.now();
+        self.poll(None, host);
         let mut quiet = true;
         for (slot, device) in self.slots.iter().enumerate() {
             let mut device = device.lock();
             quiet &= device.reset_by_machine(now) == WriteOutcome::Done;
-            self.after_work(slot, &mut device, vcpu, host);
+            self.after_work(slot, &mut device, None, host);
         }
         if quiet {
-            self.with_uart(vcpu, host, |uart| *uart = Pl011::new());
-            self.with_rtc(vcpu, host, Pl031::reset);
-            self.gic.lock().reset(vcpu, host.list_registers());
+            self.with_uart(None, host, |uart| *uart = Pl011::new());
+            self.with_rtc(None, host, Pl031::reset);
+            self.gic.lock().reset_unloaded();
         }
         quiet
     }

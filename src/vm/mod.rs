@@ -9,6 +9,7 @@ pub mod exit;
 pub mod host;
 pub mod image;
 pub mod layout;
+pub mod lifecycle;
 pub mod loader;
 pub mod machine;
 pub mod options;

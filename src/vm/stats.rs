@@ -31,6 +31,36 @@ pub struct ExitCounts {
 }
 
 impl ExitCounts {
+    /// None yet.
+    pub const NONE: Self = Self {
+        calls: 0,
+        mmio: 0,
+        virtio_reads: 0,
+        virtio_writes: 0,
+        kicks: 0,
+        gic: 0,
+        system_registers: 0,
+        interrupts: 0,
+        doorbells: 0,
+        waits: 0,
+        faults: 0,
+    };
+
+    /// Adds those of another vCPU.
+    pub fn add(&mut self, other: &Self) {
+        self.calls += other.calls;
+        self.mmio += other.mmio;
+        self.virtio_reads += other.virtio_reads;
+        self.virtio_writes += other.virtio_writes;
+        self.kicks += other.kicks;
+        self.gic += other.gic;
+        self.system_registers += other.system_registers;
+        self.interrupts += other.interrupts;
+        self.doorbells += other.doorbells;
+        self.waits += other.waits;
+        self.faults += other.faults;
+    }
+
     /// All of them but [`Self::doorbells`]: the exits.
     pub fn total(&self) -> u64 {
         self.calls

@@ -9,6 +9,7 @@ use std::sync::RwLockWriteGuard;
 use super::exit::{self, Next};
 use super::host::{GuestVectors, Host};
 use super::pl031::Pl031;
+use super::vcpus::{CoreNumber, Start};
 use super::{ExitCounts, Vcpu, Vm, layout};
 use crate::backend::block::{BlockBackend, BlockInfo, BlockRequest, BlockStatus, SubmitError, Tag};
 use crate::backend::clock::{Frequency, Ticks};
@@ -144,6 +145,10 @@ pub(super) struct FakeHost {
     pub(super) transmitted: Vec<u8>,
     pub(super) input_wanted: usize,
     pub(super) keep_polling: usize,
+    /// Cores that were told to look.
+    pub(super) nudged: Vec<CoreNumber>,
+    /// Whether there is another vCPU on the core.
+    pub(super) shared: bool,
     /// The first deadline asked for since [`Machine::run_timer`].
     pub(super) wake: Option<Ticks>,
 }
@@ -163,6 +168,8 @@ impl FakeHost {
             transmitted: vec![],
             input_wanted: 0,
             keep_polling: 0,
+            nudged: vec![],
+            shared: false,
             wake: None,
         }
     }
@@ -215,6 +222,12 @@ impl Host for FakeHost {
     fn input_wanted(&mut self) {
         self.input_wanted += 1;
     }
+    fn nudge(&mut self, core: CoreNumber) {
+        self.nudged.push(core);
+    }
+    fn is_shared(&self) -> bool {
+        self.shared
+    }
     fn keep_polling(&mut self) {
         self.keep_polling += 1;
     }
@@ -236,12 +249,17 @@ pub(super) enum Seen {
 
 /// A VM that has RAM and no devices.
 pub(super) fn vm() -> Vm<'static> {
+    vm_on(&[0])
+}
+
+/// A VM that has RAM, no devices, and a vCPU on each of `cores`.
+fn vm_on(cores: &[CoreNumber]) -> Vm<'static> {
     let mut memory = GuestMemory::new();
     assert!(memory.add(layout::RAM, ram(0x9_8000_0000, RAM_SIZE)).is_ok());
     let limits = Limits { ipa_bits: 40, gic_system_registers: true };
     let clock = Pl031::new(EPOCH, Ticks(0), Frequency::new(HERTZ as u32).unwrap());
     let log_limit = RateLimit::new(WARNINGS, Ticks(10 * HERTZ));
-    Vm::new("test", memory, limits, Vgic::new(1), clock, log_limit)
+    Vm::new("test", memory, limits, cores, Vgic::new(cores.len()), clock, log_limit)
 }
 
 /// Gives `vm` a block device; its slot, if there was one.
@@ -267,15 +285,24 @@ impl Machine {
         Self::of(vm)
     }
 
-    /// The machine `vm`.
+    /// A machine without devices, with a vCPU on each of `cores`. The boot vCPU is on.
+    pub(super) fn with_cores(cores: &[CoreNumber]) -> Self {
+        Self::of(vm_on(cores))
+    }
+
+    /// The machine `vm`, its boot vCPU on.
     pub(super) fn of(vm: Vm<'static>) -> Self {
         let vm = Box::leak(Box::new(vm));
+        let start = Start { entry: layout::RAM, context: 0 };
+        vm.vcpus.turn_on(VcpuIndex::BOOT, start).unwrap();
+        vm.vcpus.take_start(VcpuIndex::BOOT).unwrap();
         let mut vcpu = Vcpu::new(VcpuIndex::BOOT, vm, ExitCounts::default());
         vcpu.registers.pstate = Pstate::new(Pstate::EL1H);
         let mut machine = Self { vm, vcpu, host: FakeHost::new() };
         machine.enable_interrupts();
         machine.vcpu.registers.pc = PC;
         machine.vcpu.exits = ExitCounts::default();
+        machine.host.nudged.clear();
         machine
     }
 
@@ -296,6 +323,12 @@ impl Machine {
         for spi in (32..96).step_by(4) {
             self.set(gicd + 0x400 + spi, 0xA0A0_A0A0);
         }
+    }
+
+    /// The vCPU leaves its core, and the machine is reset; whether it was at rest.
+    pub(super) fn reset(&mut self) -> bool {
+        self.vm.unload_interrupts(self.vcpu.index, &mut self.host);
+        self.vm.reset(&mut self.host)
     }
 
     /// One exit with ESR_EL2 = `esr`.
@@ -361,8 +394,8 @@ impl Machine {
         let due = self.host.wake.is_some_and(|wake| wake <= now);
         if due {
             self.host.wake = None;
-            self.vm.on_timer(self.vcpu.index, &mut self.host);
-            self.vm.poll(self.vcpu.index, &mut self.host);
+            self.vm.on_timer(Some(self.vcpu.index), &mut self.host);
+            self.vm.poll(Some(self.vcpu.index), &mut self.host);
         }
         due
     }

@@ -7,15 +7,14 @@
 use core::arch::global_asm;
 
 use sparkler::arch::cache;
-use sparkler::arch::core::Core;
-use sparkler::arch::gic::{MAINTENANCE_INTID, PhysicalGic};
-use sparkler::arch::guest::{Plan, Seat};
-use sparkler::arch::interrupts::{PHYSICAL_TIMER_INTID, VIRTUAL_TIMER_INTID};
+use sparkler::arch::gic::PhysicalGic;
+use sparkler::arch::guest::{Machine, Plan, Resident, Seat};
 use sparkler::arch::stage2::{Registers, Tlbs, pa_range};
-use sparkler::arch::timer::{Counter, TIMER_INTID};
+use sparkler::arch::timer::Counter;
 use sparkler::backend::clock::Clock;
 use sparkler::backend::clock::Ticks;
 use sparkler::cpu::{GuestRegisters, Register, sysreg::Limits};
+use sparkler::fdt::OnCrash;
 use sparkler::fdt::guest::GUEST_FDT_LEN;
 use sparkler::gic::{GicVersion, VcpuIndex, Vgic};
 use sparkler::memory::stage2::{Attributes, Geometry, Stage2, Vmid};
@@ -23,9 +22,11 @@ use sparkler::memory::{FramePool, GuestMemory, Ipa, PAGE_SIZE, SharedSlice};
 use sparkler::rate_limit::RateLimit;
 use sparkler::virtio::{Context, DeviceType, MmioTransport, VirtioDevice};
 use sparkler::vm::exit::Next;
+use sparkler::vm::lifecycle::{Manager, Request};
 use sparkler::vm::loader::Modules;
 use sparkler::vm::pl031::Pl031;
-use sparkler::vm::{ExitCounts, Vcpu, Vm, layout};
+use sparkler::vm::run_queue::Weight;
+use sparkler::vm::{ExitCounts, Vm, layout};
 use spin::{Mutex, Once};
 
 use crate::el2_support::{gic, ram};
@@ -139,6 +140,7 @@ pub struct Taken {
 /// The machine that payloads run on.
 pub struct Guest {
     seat: *mut Seat,
+    vm: &'static Vm<'static>,
     kernel: SharedSlice<'static>,
     memory: SharedSlice<'static>,
     pub gic: PhysicalGic,
@@ -180,18 +182,18 @@ impl Guest {
                 .map(&mut pool, &Tlbs, layout::GICC, frame.base, frame.len, Attributes::DEVICE)
                 .expect("GICV is mapped");
         }
-        for intid in [VIRTUAL_TIMER_INTID, PHYSICAL_TIMER_INTID, MAINTENANCE_INTID, TIMER_INTID] {
-            gic.enable(intid, false);
-        }
         let modules = Modules { kernel, ramdisk: None, bootargs: "" };
         let scratch = ram::place([0u8; GUEST_FDT_LEN]);
         let stage2 = Registers::new(&tables);
-        let core = Core::new(&gic);
-        let plan = Plan { modules, scratch, stage2, gic, on_end };
         let vm = machine(memory, geometry);
-        let vcpu = Vcpu::new(VcpuIndex::BOOT, vm, ExitCounts::default());
-        let seat = Seat { vcpu, core, doorbells: heapless::Vec::new(), plan };
-        Self { seat: ram::place(seat), kernel, memory, gic, pool, tables }
+        let manager = Manager::new(OnCrash::Stop, Counter.frequency());
+        let plan = Plan { modules, scratch, on_end: || () };
+        let mut seat = Seat::new(vm, gic);
+        seat.intercept = Some(on_end);
+        seat.enable_interrupts();
+        assert!(seat.add(ram::place(Resident::new(vm, VcpuIndex::BOOT, stage2)), Weight::DEFAULT));
+        assert!(seat.manage(ram::place(Machine::new(vm, manager, plan))));
+        Self { seat: ram::place(seat), vm, kernel, memory, gic, pool, tables }
     }
 
     /// Starts the payload at `label` on a machine that has just been turned on; how it ended.
@@ -199,12 +201,13 @@ impl Guest {
         let offset = (label - (&raw const guest_image).addr()) as u64;
         self.kernel.write_bytes(SELECTOR, &offset.to_le_bytes()).expect("room");
         self.forget();
+        let life = &self.vm.life;
+        life.ask(if life.state().is_down() { Request::Start } else { Request::Reset });
         // SAFETY: the seat is this guest's, and used by nobody while it runs.
         self.ended(|seat| unsafe { test_run_guest(seat.cast()) })
     }
 
-    /// Lets a payload that has powered off go on behind the call, everything as it was but for
-    /// the interrupt controller, which has been reset.
+    /// Lets a payload that has powered off go on behind the call, everything as it was.
     pub fn resume(&mut self) -> Next {
         self.forget();
         // SAFETY: as in `run`. TPIDR_EL2 still has the seat.
@@ -282,6 +285,7 @@ fn machine(memory: SharedSlice<'static>, geometry: Geometry) -> &'static Vm<'sta
         "test",
         guest_memory.clone(),
         limits,
+        &[0],
         Vgic::with_version(gic::version(), 1),
         clock,
         log_limit,
@@ -303,10 +307,7 @@ fn on_end(next: Next) -> ! {
 }
 
 extern "C" fn start(seat: &'static mut Seat) -> ! {
-    match seat.start() {
-        Ok(never) => match never {},
-        Err(error) => panic!("{error}"),
-    }
+    seat.run()
 }
 
 unsafe extern "C" {

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::cpu::{Pstate, Register, Width};
+use crate::gic::VcpuIndex;
 use crate::memory::Ipa;
 use crate::virtio::testing::Driver;
 use crate::vm::layout;
@@ -10,6 +11,7 @@ use crate::vm::testing::*;
 const NOT_SUPPORTED: u64 = u64::MAX;
 const PSCI_VERSION: u64 = 0x8400_0000;
 const CPU_OFF: u64 = 0x8400_0002;
+const CPU_ON: u64 = 0xC400_0003;
 const SYSTEM_OFF: u64 = 0x8400_0008;
 const SYSTEM_RESET: u64 = 0x8400_0009;
 const UNKNOWN_CALL: u64 = 0x8600_FF00;
@@ -36,7 +38,7 @@ fn a_load_gets_the_devices_value_and_the_guest_goes_on() {
 #[test]
 fn a_load_to_xzr_happens_and_changes_no_register() {
     let mut machine = machine();
-    assert!(machine.vm.receive(b'x', machine.vcpu.index, &mut machine.host));
+    assert!(machine.vm.receive(b'x', Some(machine.vcpu.index), &mut machine.host));
     let before = machine.vcpu.registers.clone();
     assert_eq!(machine.access(load_esr(31, Width::Byte), layout::UART.raw()), Seen::Done);
     let after = machine.vcpu.registers.clone();
@@ -218,12 +220,54 @@ fn calls_that_end_the_guest_say_so() {
     let next = |function| machine().call(HVC, [function, 0, 0, 0]).0;
     assert_eq!(next(SYSTEM_OFF), Next::PowerOff);
     assert_eq!(next(SYSTEM_RESET), Next::Reset);
-    assert!(matches!(next(CPU_OFF), Next::Stop(_)));
+    assert_eq!(next(CPU_OFF), Next::Off);
 }
 
 #[test]
-fn a_standby_call_returns_at_once() {
-    assert_eq!(machine().call(HVC, [0xC400_0001, 0, 0, 0]), (Next::Resume, 0));
+fn a_vcpu_is_turned_on_by_its_core_which_is_told() {
+    let mut machine = Machine::with_cores(&[2, 5]);
+    let entry = layout::RAM.raw() + 0x40;
+    let (next, result) = machine.call(SMC, [CPU_ON, 1, entry, 77]);
+    assert_eq!((next, result), (Next::Resume, 0));
+    assert_eq!(machine.host.nudged, [5]);
+    let (_, result) = machine.call(HVC, [CPU_ON, 1, entry, 78]);
+    assert_eq!(result as i64, -5, "ON_PENDING");
+    let start = machine.vm.vcpus.take_start(VcpuIndex::new(1).unwrap());
+    assert_eq!(start, Some(Start { entry: Ipa::new(entry), context: 77 }));
+    let (_, result) = machine.call(HVC, [CPU_ON, 1, entry, 78]);
+    assert_eq!(result as i64, -4, "ALREADY_ON");
+    let (_, result) = machine.call(HVC, [CPU_ON, 0, entry, 78]);
+    assert_eq!(result as i64, -4, "ALREADY_ON");
+    for (target, entry, error) in
+        [(2, entry, -2), (0x101, entry, -2), (1 << 24, entry, -2), (1, 0, -4)]
+    {
+        let (_, result) = machine.call(HVC, [CPU_ON, target, entry, 0]);
+        assert_eq!(result as i64, error, "target {target:#x} entry {entry:#x}");
+    }
+}
+
+#[test]
+fn a_vcpu_is_not_turned_on_outside_ram() {
+    let mut machine = Machine::with_cores(&[0, 1]);
+    for entry in [0, layout::UART.raw(), layout::RAM.raw() - 4, layout::RAM.raw() + 2, u64::MAX - 3]
+    {
+        let (_, result) = machine.call(HVC, [CPU_ON, 1, entry, 0]);
+        assert_eq!(result as i64, -9, "INVALID_ADDRESS: {entry:#x}");
+    }
+    assert!(machine.host.nudged.is_empty());
+}
+
+#[test]
+fn a_standby_call_waits() {
+    assert_eq!(machine().call(HVC, [0xC400_0001, 0, 0, 0]), (Next::Wait, 0));
+}
+
+#[test]
+fn who_waits_gives_a_core_up_that_it_shares() {
+    let mut machine = machine();
+    machine.host.shared = true;
+    assert_eq!(machine.exit(WFI), Next::Wait);
+    assert_eq!(machine.vcpu.registers.pc, PC + 4);
 }
 
 #[test]

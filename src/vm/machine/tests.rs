@@ -19,7 +19,7 @@ const IMSC: u64 = 0x38;
 const RT: u32 = 1 << 6;
 
 fn receive(machine: &mut Machine, byte: u8) -> bool {
-    machine.vm.receive(byte, machine.vcpu.index, &mut machine.host)
+    machine.vm.receive(byte, Some(machine.vcpu.index), &mut machine.host)
 }
 
 #[test]
@@ -87,7 +87,7 @@ fn a_reset_takes_the_console_as_it_was_made() {
     let mut machine = Machine::new(vec![]);
     machine.set(uart(IMSC), RT);
     assert!(receive(&mut machine, b'a'));
-    assert!(machine.vm.reset(machine.vcpu.index, &mut machine.host));
+    assert!(machine.reset());
     assert_eq!(machine.host.input_wanted, 1, "a console that was full has room again");
     assert_eq!(machine.host.lrs.pending(), []);
     // The next guest enables the interrupt: no line is left high.
@@ -165,7 +165,7 @@ fn an_alarm_that_is_over_when_it_is_unmasked_interrupts_at_once() {
 fn a_reset_ends_an_alarm() {
     let mut machine = with_alarm(5);
     assert!(machine.run_timer(at(5)));
-    assert!(machine.vm.reset(machine.vcpu.index, &mut machine.host));
+    assert!(machine.reset());
     machine.enable_interrupts();
     assert_eq!(machine.host.lrs.pending(), []);
     assert_eq!((machine.get(rtc(RTC_IMSC)), machine.get(rtc(RTC_RIS))), (0, 0));
@@ -194,7 +194,7 @@ fn a_broken_device_is_logged_once_with_the_reason() {
         for _ in 0..3 {
             machine.set(Machine::virtio(0, QUEUE_NOTIFY), 0);
         }
-        machine.vm.poll(machine.vcpu.index, &mut machine.host);
+        machine.vm.poll(Some(machine.vcpu.index), &mut machine.host);
     });
     assert_eq!(
         logged,
@@ -234,7 +234,7 @@ fn a_guest_that_breaks_its_device_for_ever_does_not_flood_the_log() {
 }
 
 /// Offers one read of a sector on the disk in `slot`, whose driver is in `part` of RAM.
-fn request(machine: &mut Machine, driver: &mut Driver<'_>, slot: u64) {
+pub(in crate::vm) fn request(machine: &mut Machine, driver: &mut Driver<'_>, slot: u64) {
     let ram = layout::RAM.raw();
     driver.put(ram + 0x4000, &[0; 16]);
     let head = 3 * driver.available % driver.size;
@@ -245,7 +245,7 @@ fn request(machine: &mut Machine, driver: &mut Driver<'_>, slot: u64) {
 }
 
 fn poll(machine: &mut Machine) {
-    machine.vm.poll(machine.vcpu.index, &mut machine.host);
+    machine.vm.poll(Some(machine.vcpu.index), &mut machine.host);
 }
 
 /// Two disks, brought up, and the drivers of both.
@@ -324,8 +324,8 @@ fn a_machine_is_not_reset_before_the_last_disk_has_let_go() {
         if let Some(disk) = disk {
             disks[disk].finish();
         }
-        let done = machine.vm.reset(index, &mut machine.host);
-        machine.vm.poll(index, &mut machine.host);
+        let done = machine.reset();
+        machine.vm.poll(Some(index), &mut machine.host);
         done
     };
     assert_eq!([None, Some(0), Some(1), None].map(&mut reset), [false; 4]);

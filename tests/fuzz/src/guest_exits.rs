@@ -104,6 +104,12 @@ impl Host for Core {
     fn set_exception(&mut self, _: &Injection) {}
     fn transmit(&mut self, _: u8) {}
     fn input_wanted(&mut self) {}
+    fn nudge(&mut self, _: u8) {}
+
+    fn is_shared(&self) -> bool {
+        false
+    }
+
     fn keep_polling(&mut self) {}
     fn wake_at(&mut self, _: Ticks) {}
 }
@@ -121,7 +127,7 @@ pub fn guest_exits(data: &[u8]) {
     let clock = Pl031::new(1_700_000_000, Ticks(0), Frequency::new(1000).unwrap());
     let limit = RateLimit::new(10, Ticks(1000));
     // Holds nothing to be dropped; a vCPU borrows it for as long as the memory.
-    let vm = Vm::new("fuzz", guest.memory.clone(), limits, Vgic::new(1), clock, limit);
+    let vm = Vm::new("fuzz", guest.memory.clone(), limits, &[0], Vgic::new(1), clock, limit);
     let mut vm = ManuallyDrop::new(vm);
     vm.plug(MmioTransport::new(&mut block, guest.memory.clone())).unwrap();
     let vm: &Vm<'_> = &vm;
@@ -160,8 +166,8 @@ pub fn guest_exits(data: &[u8]) {
             }
             5 => {
                 core.now = core.now.after(Ticks(input.u16().into()));
-                vm.on_timer(vcpu.index, &mut core);
-                vm.poll(vcpu.index, &mut core);
+                vm.on_timer(Some(vcpu.index), &mut core);
+                vm.poll(Some(vcpu.index), &mut core);
             }
             6 => take_interrupt(vm, &mut core, input),
             _ => match input.below(4) {
@@ -172,7 +178,7 @@ pub fn guest_exits(data: &[u8]) {
                 }
                 _ => {
                     let wanted = vm.wants_input();
-                    assert_eq!(vm.receive(input.u8(), vcpu.index, &mut core), wanted);
+                    assert_eq!(vm.receive(input.u8(), Some(vcpu.index), &mut core), wanted);
                 }
             },
         }
@@ -247,13 +253,14 @@ fn serve(vcpu: &mut Vcpu<'_>, core: &mut Core) -> Next {
 
 /// The machine is reset, and its device lets go.
 fn reset(vm: &Vm<'_>, core: &mut Core) {
+    vm.unload_interrupts(VcpuIndex::BOOT, core);
     for _ in 0..10_000 {
-        if vm.reset(VcpuIndex::BOOT, core) {
+        if vm.reset(core) {
             assert!(!vm.has_work_in_flight());
             return;
         }
         core.now = core.now.after(Ticks(1));
-        vm.poll(VcpuIndex::BOOT, core);
+        vm.poll(None, core);
     }
     panic!("a machine's reset never ends");
 }

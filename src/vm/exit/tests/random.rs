@@ -122,7 +122,9 @@ fn exit(machine: &mut Machine, esr: u64) {
     let class = esr >> 26 & 0x3F;
     match next {
         Next::Resume => (),
-        Next::PowerOff | Next::Reset => assert!(matches!(class, 0x16 | 0x17)),
+        Next::PowerOff | Next::Reset | Next::Wait | Next::Off => {
+            assert!(matches!(class, 0x16 | 0x17))
+        }
         Next::Stop(_) => assert!(matches!(class, 0x16 | 0x17 | 0x2F)),
     }
     let length = if esr & 1 << 25 != 0 { 4 } else { 2 };
@@ -249,7 +251,7 @@ fn perform(world: &mut World, act: &Act) {
         Act::Finish => world.finish(),
         Act::Input(byte) => {
             let room = machine.vm.wants_input();
-            assert_eq!(machine.vm.receive(byte, machine.vcpu.index, &mut machine.host), room);
+            assert_eq!(machine.vm.receive(byte, Some(machine.vcpu.index), &mut machine.host), room);
         }
         Act::Timer(by) => {
             let now = machine.host.now.after(Ticks(by));
@@ -259,7 +261,7 @@ fn perform(world: &mut World, act: &Act) {
             for _ in 0..1000 {
                 world.finish();
                 let machine = &mut world.machine;
-                if machine.vm.reset(machine.vcpu.index, &mut machine.host) {
+                if machine.reset() {
                     assert!(!machine.vm.has_work_in_flight());
                     assert_eq!(machine.host.lrs.pending(), []);
                     return;

@@ -1,0 +1,412 @@
+//! The machines that the board's device tree asks for: each with its cores, RAM and devices, and taken
+//! to its seats. One that cannot be built is left out, and does not stop the others.
+#![allow(unsafe_code)]
+
+use core::time::Duration;
+
+use sparkler::arch::boot::BootInfo;
+use sparkler::arch::gic::PhysicalGic;
+use sparkler::arch::guest::{Machine, Plan, Resident, Seat};
+use sparkler::arch::interrupts::{Doorbell, MAX_DOORBELLS, Source};
+use sparkler::arch::mmio::Mmio;
+use sparkler::arch::smp::MAX_CORES;
+use sparkler::arch::timer::Counter;
+use sparkler::arch::{cache, firmware, stage2};
+use sparkler::backend::block::{BlockBackend, ID_SIZE};
+use sparkler::backend::clock::Clock;
+use sparkler::backend::null::NullDisk;
+use sparkler::backend::ram::RamDisk;
+use sparkler::cpu::sysreg::Limits;
+use sparkler::fdt::guest::GUEST_FDT_LEN;
+use sparkler::fdt::{BlockSource, Board, DeviceKind, DeviceNode, Gic, Module, Trigger, VirtioSlot};
+use sparkler::gic::{GicVersion, MAX_VCPUS, VcpuIndex, Vgic};
+use sparkler::memory::stage2::{Attributes, Geometry, Stage2, Stage2Error, Vmid};
+use sparkler::memory::{FramePool, GuestMemory, PAGE_SIZE, PaRange, RamMap, SharedSlice};
+use sparkler::rate_limit::RateLimit;
+use sparkler::sync::Mutex;
+use sparkler::virtio::MmioTransport;
+use sparkler::virtio::devices::block::Block;
+use sparkler::vm::config::{Configuration, CoreSet, Kernel, MAX_VMS, Refusal, Resources, VmConfig};
+use sparkler::vm::lifecycle::{Manager, Request};
+use sparkler::vm::loader::Modules;
+use sparkler::vm::options::VirtioOptions;
+use sparkler::vm::pl031::Pl031;
+use sparkler::vm::vcpus::CoreNumber;
+use sparkler::vm::{Vm, layout};
+
+use super::arena::{self, place};
+use super::cores::{self, Cores};
+use super::devices::{self, Disk, MAX_DISKS};
+use super::stop;
+
+/// The guest that runs when no module is given.
+static BUILTIN: &[u8] = include_bytes!(env!("SPARKLER_BUILTIN"));
+
+/// Alignment of what guests' RAM and EL2's pool are cut from: stage 2 maps it by 2 MiB blocks.
+const BLOCK: u64 = 0x20_0000;
+/// EL2's pool: stage-2 tables, DMA memory of the drivers, the built-in guest's file.
+const POOL: u64 = BLOCK;
+/// Log lines a guest can cause at once.
+const WARNING_BURST: u32 = 10;
+/// How often it can cause another.
+const WARNING_INTERVAL: Duration = Duration::from_secs(10);
+/// PL031 register offsets end here.
+const RTC_SIZE: usize = 0x1000;
+
+/// Builds the machines that the board's tree asks for, and runs them.
+pub(super) fn run(boot: BootInfo, board: Board<'static>, tree: PaRange) -> ! {
+    let image = PaRange::new(boot.image.raw(), BootInfo::image_size());
+    let taken = [("sparkler", image), ("the device tree", tree)];
+    if let Err(error) = board.check_modules(&taken) {
+        stop(format_args!("{error}"));
+    }
+    let mut config = Configuration::new();
+    let resources = Resources { cores: CoreSet::first(board.cpus.len()), taken: &taken };
+    config.read(&board, &resources, &mut refuse);
+
+    let mut free = match board.free_ram(&[image, tree]) {
+        Ok(free) => free,
+        Err(error) => stop(format_args!("{error}")),
+    };
+    if config.reserve_modules(&mut free).is_err() {
+        stop(format_args!("free memory is in too many pieces"));
+    }
+    let mut pool = FramePool::new();
+    let reserve = take(&mut free, POOL).and_then(|ram| pool.add(ram).ok());
+    if reserve.is_none() || arena::open(&mut pool).is_none() {
+        stop(format_args!("no {} KiB of RAM are free for EL2", POOL / 1024));
+    }
+    let Some(board) = place(|| board) else { no_room("the board") };
+    let board: &'static Board<'static> = board;
+    let cores = cores::start(board);
+    let disks = devices::disks(board);
+    config.check_disks(disks.len(), &mut refuse);
+    config.place(&mut free, &mut refuse);
+
+    let options = match VirtioOptions::parse(board.bootargs) {
+        Ok(options) => options,
+        Err(word) => stop(format_args!("sparkler.virtio: \"{word}\" means nothing")),
+    };
+    let mut builder =
+        Builder { board, cores, disks, options, pool, seats: [const { None }; MAX_CORES] };
+    for config in config.vms() {
+        match builder.build(config) {
+            Ok(vm) => {
+                let _ = MACHINES.lock().push(vm);
+            }
+            Err(error) => log::error!("{}: not built: {error}", config.node),
+        }
+    }
+    if MACHINES.lock().iter().all(|vm| !vm.life.is_asked()) {
+        stop(format_args!("there is no VM to start"));
+    }
+    builder.attach_console();
+    cores::go(builder.seats)
+}
+
+/// The machines of the board, in its tree's order.
+static MACHINES: Mutex<heapless::Vec<&'static Vm<'static>, MAX_VMS>> =
+    Mutex::new(heapless::Vec::new());
+
+fn refuse(refusal: Refusal<'_>) {
+    log::error!("{refusal}");
+}
+
+/// A machine is down. If it was the last one, so is the board.
+fn ended() {
+    let down = |vm: &&Vm<'_>| vm.life.state().is_down() && !vm.life.is_asked();
+    if MACHINES.lock().iter().all(down) {
+        firmware::power_off();
+        firmware::park()
+    }
+}
+
+/// What machines are built from.
+struct Builder {
+    board: &'static Board<'static>,
+    cores: Cores,
+    disks: heapless::Vec<&'static VirtioSlot, MAX_DISKS>,
+    options: VirtioOptions,
+    pool: FramePool<'static>,
+    seats: [Option<&'static mut Seat>; MAX_CORES],
+}
+
+/// Why a machine is not built.
+type Reason = &'static str;
+
+const NO_ROOM: Reason = "EL2 has too little memory";
+
+impl Builder {
+    /// Builds a machine, takes its vCPUs to their seats, and asks for its start.
+    fn build(&mut self, config: &VmConfig<'static>) -> Result<&'static Vm<'static>, Reason> {
+        let mut cores = heapless::Vec::<CoreNumber, MAX_VCPUS>::new();
+        for core in &config.cores {
+            let number = self.cores.number(core.get()).ok_or("one of its cores does not run")?;
+            cores.push(number).map_err(|_| NO_ROOM)?;
+        }
+        let ram = config.ram.ok_or("it has no RAM")?;
+        // SAFETY: `Configuration::place` took it out of the free RAM: it is nobody else's.
+        let memory = unsafe { cache::shared_ram(ram.base, ram.len) };
+        let memory = memory.map_err(|_| "EL2 cannot map its RAM")?;
+        let [Some(gic), ..] = self.cores.gics else { return Err("there is no boot core") };
+        let number = MACHINES.lock().len();
+        let stage2 = self.address_space(number, memory, &gic)?;
+        let ipa_bits = stage2.geometry().ipa_bits();
+        let version = gic.version();
+        let limits = Limits { ipa_bits, gic_system_registers: version == GicVersion::V3 };
+        let mut guest_memory = GuestMemory::new();
+        guest_memory.add(layout::RAM, memory).map_err(|_| "its RAM does not fit its map")?;
+        let clock = clock(self.board);
+        let vm =
+            machine(config.name, guest_memory, limits, &cores, version, clock).ok_or(NO_ROOM)?;
+        vm.number = number;
+        let home = usize::from(vm.vcpus.home());
+        let mut doorbells = heapless::Vec::<Doorbell, MAX_DOORBELLS>::new();
+        for device in &config.devices {
+            if let Some(doorbell) = self.plug(vm, device)? {
+                let _ = doorbells.push(doorbell);
+            }
+        }
+        if config.devices.is_empty() {
+            log::info!("{}: no disk: the guest runs without", config.name);
+        }
+        log::info!(
+            "{}: {} vCPU, {} MiB of RAM at {} for IPA {}, {} virtio device(s)",
+            vm.name,
+            vm.vcpus.count(),
+            memory.len() / 0x10_0000,
+            memory.pa(),
+            layout::RAM,
+            vm.devices(),
+        );
+        let vm: &'static Vm<'static> = vm;
+        // What does not fit is polled less often.
+        let seat = self.seat(home, vm)?;
+        for doorbell in doorbells {
+            let _ = seat.doorbells.push(doorbell);
+        }
+        let modules = self.modules(config)?;
+        let stage2 = stage2::Registers::new(&stage2);
+        for (index, core) in cores.iter().enumerate() {
+            let index = VcpuIndex::new(index).ok_or(NO_ROOM)?;
+            let resident = resident(vm, index, stage2).ok_or(NO_ROOM)?;
+            let seat = self.seat(usize::from(*core), vm)?;
+            if !seat.add(resident, config.weight) {
+                return Err("a core has too many vCPUs");
+            }
+        }
+        let scratch = place(|| [0u8; GUEST_FDT_LEN]).ok_or(NO_ROOM)?;
+        let plan = Plan { modules, scratch, on_end: ended };
+        let manager = Manager::new(config.on_crash, Counter.frequency());
+        let machine = place(|| Machine::new(vm, manager, plan)).ok_or(NO_ROOM)?;
+        if !self.seat(home, vm)?.manage(machine) {
+            return Err("a core has too many VMs");
+        }
+        if config.autostart {
+            vm.life.ask(Request::Start);
+        }
+        Ok(vm)
+    }
+
+    /// The seat of a core, made if it is not there yet.
+    fn seat(&mut self, core: usize, vm: &'static Vm<'static>) -> Result<&mut Seat, Reason> {
+        let addresses = self.cores.addresses();
+        let gic = self.cores.gics.get(core).copied().flatten().ok_or("a core does not run")?;
+        let place_of = self.seats.get_mut(core).ok_or("a core does not run")?;
+        if place_of.is_none() {
+            let seat = seat(vm, gic).ok_or(NO_ROOM)?;
+            seat.connect(addresses);
+            *place_of = Some(seat);
+        }
+        place_of.as_deref_mut().ok_or(NO_ROOM)
+    }
+
+    /// The console's input goes to the home of the first machine.
+    fn attach_console(&mut self) {
+        let Some(vm) = MACHINES.lock().first().copied() else { return };
+        let interrupt = self.board.console.and_then(|uart| uart.interrupt);
+        let Ok(seat) = self.seat(usize::from(vm.vcpus.home()), vm) else { return };
+        seat.reader = Some(vm);
+        if let Some(interrupt) = interrupt {
+            let edge = interrupt.trigger == Trigger::Edge;
+            let doorbell = Doorbell::new(interrupt.intid, edge, Source::Console);
+            let _ = seat.doorbells.push(doorbell);
+        }
+    }
+
+    /// Plugs a device into the next slot; its back end's doorbell.
+    fn plug(
+        &mut self,
+        vm: &mut Vm<'static>,
+        device: &DeviceNode<'_>,
+    ) -> Result<Option<Doorbell>, Reason> {
+        let DeviceKind::Block { source, read_only } = device.kind;
+        let mut doorbell = None;
+        let block = match source {
+            BlockSource::Physical { disk } => {
+                let slot = self.disks.get(disk as usize).ok_or("it has no such disk")?;
+                let opened = physical(slot, &mut self.pool).ok_or("its disk cannot be used")?;
+                doorbell = opened.1;
+                front(opened.0)
+            }
+            BlockSource::Ram { image } => {
+                // SAFETY: checked to be RAM that is nobody else's, and taken out of the free RAM.
+                let image = unsafe { cache::shared_ram(image.base, image.len) };
+                let image = image.map_err(|_| "EL2 cannot map its RAM disk")?;
+                place(|| RamDisk::new(image, [0; ID_SIZE])).and_then(|disk| front(disk))
+            }
+            BlockSource::Null { size_kib } => {
+                place(|| NullDisk::new(size_kib.saturating_mul(2))).and_then(|disk| front(disk))
+            }
+        };
+        let block = block.ok_or(NO_ROOM)?;
+        if read_only {
+            block.forbid_writes();
+        }
+        plug(vm, block, &self.options).ok_or("it has too many devices")?;
+        Ok(doorbell)
+    }
+
+    /// The guest's address space: all of `memory` at its RAM address, and a GICv2's CPU interface.
+    fn address_space(
+        &mut self,
+        number: usize,
+        memory: SharedSlice<'static>,
+        gic: &PhysicalGic,
+    ) -> Result<Stage2<'static>, Reason> {
+        let frame = match &self.board.gic {
+            Some(Gic::V2 { virtual_cpu, .. }) => {
+                let frame = virtual_cpu.and_then(|frame| gic.guest_cpu_interface(frame));
+                Some(frame.ok_or("the board's GICv2 has no virtual CPU interface")?)
+            }
+            _ => None,
+        };
+        tables(number, memory, frame, &mut self.pool).map_err(|_| "stage 2 cannot map its memory")
+    }
+
+    /// What the guest boots.
+    fn modules(&mut self, config: &VmConfig<'static>) -> Result<Modules<'static>, Reason> {
+        let map = |module: &Module<'_>| {
+            log::info!("{}: {}: {} KiB", config.name, module.node, module.range.len / 1024);
+            // SAFETY: checked to be RAM that overlaps nothing else, and only ever read.
+            unsafe { cache::shared_ram(module.range.base, module.range.len) }
+                .map_err(|_| "EL2 cannot map a module")
+        };
+        let kernel = match &config.kernel {
+            Kernel::Module(kernel) => map(kernel)?,
+            Kernel::Builtin => {
+                log::info!("{}: the built-in guest", config.name);
+                let frames = BUILTIN.len().div_ceil(PAGE_SIZE as usize);
+                let room = self.pool.alloc_run(frames, PAGE_SIZE).map_err(|_| NO_ROOM)?;
+                room.write_bytes(0, BUILTIN).ok_or(NO_ROOM)?;
+                room.subslice(0, BUILTIN.len()).ok_or(NO_ROOM)?
+            }
+        };
+        let ramdisk = config.ramdisk.as_ref().map(map).transpose()?;
+        Ok(Modules { kernel, ramdisk, bootargs: config.bootargs })
+    }
+}
+
+/// EL2's arena is full.
+fn no_room(what: &str) -> ! {
+    stop(format_args!("EL2's arena is too small for {what}"))
+}
+
+// What is large is built in a function of its own, so that the copies on the stack are gone before
+// the next one is built.
+
+#[inline(never)]
+fn machine(
+    name: &'static str,
+    memory: GuestMemory<'static>,
+    limits: Limits,
+    cores: &[CoreNumber],
+    version: GicVersion,
+    clock: Pl031,
+) -> Option<&'static mut Vm<'static>> {
+    let interval = Counter.frequency().ticks(WARNING_INTERVAL);
+    let log_limit = RateLimit::new(WARNING_BURST, interval);
+    place(|| {
+        let gic = Vgic::with_version(version, cores.len());
+        Vm::new(name, memory, limits, cores, gic, clock, log_limit)
+    })
+}
+
+#[inline(never)]
+fn seat(vm: &'static Vm<'static>, gic: PhysicalGic) -> Option<&'static mut Seat> {
+    place(|| Seat::new(vm, gic))
+}
+
+#[inline(never)]
+fn resident(
+    vm: &'static Vm<'static>,
+    index: VcpuIndex,
+    stage2: stage2::Registers,
+) -> Option<&'static mut Resident> {
+    place(|| Resident::new(vm, index, stage2))
+}
+
+/// A disk of the board, brought up, where it stays; with its doorbell.
+#[inline(never)]
+fn physical(
+    slot: &VirtioSlot,
+    pool: &mut FramePool<'static>,
+) -> Option<(&'static mut Disk, Option<Doorbell>)> {
+    let (disk, doorbell) = devices::open(slot, pool)?;
+    Some((place(|| disk)?, doorbell))
+}
+
+/// A block device for a disk.
+#[inline(never)]
+fn front(
+    disk: &'static mut dyn BlockBackend<'static>,
+) -> Option<&'static mut Block<'static, 'static>> {
+    place(|| Block::new(disk))
+}
+
+/// Plugs a block device into the next slot.
+#[inline(never)]
+fn plug(
+    vm: &mut Vm<'static>,
+    block: &'static mut Block<'static, 'static>,
+    options: &VirtioOptions,
+) -> Option<usize> {
+    block.limit_segments(options.max_segments());
+    vm.plug(options.apply(MmioTransport::new(block, vm.memory.clone())))
+}
+
+/// Takes `len` bytes out of the free RAM, in whole blocks, and maps them for EL2.
+fn take(free: &mut RamMap, len: u64) -> Option<SharedSlice<'static>> {
+    let range = free.find(len, BLOCK, 0)?;
+    free.reserve(range).ok()?;
+    // SAFETY: it was free: neither the image, nor the device tree, nor a module, and is so no more.
+    unsafe { cache::shared_ram(range.base, range.len) }.ok()
+}
+
+fn tables(
+    number: usize,
+    memory: SharedSlice<'static>,
+    cpu_interface: Option<PaRange>,
+    pool: &mut FramePool<'static>,
+) -> Result<Stage2<'static>, Stage2Error> {
+    let geometry = Geometry::widest(layout::IPA_BITS, stage2::pa_range())?;
+    // VMID 0 is nobody's.
+    let mut tables = Stage2::new(pool, geometry, Vmid::new(number as u16 + 1))?;
+    let len = memory.len() as u64;
+    tables.map(pool, &stage2::Tlbs, layout::RAM, memory.pa(), len, Attributes::RAM)?;
+    if let Some(frame) = cpu_interface {
+        let (ipa, attributes) = (layout::GICC, Attributes::DEVICE);
+        tables.map(pool, &stage2::Tlbs, ipa, frame.base, frame.len, attributes)?;
+    }
+    Ok(tables)
+}
+
+/// The guest's clock, set by the board's.
+fn clock(board: &Board<'_>) -> Pl031 {
+    let epoch = board.rtc.and_then(|rtc| {
+        // SAFETY: the tree has a PL031 there; a clock does no DMA.
+        let registers = unsafe { Mmio::map(rtc.base, RTC_SIZE) }.ok()?;
+        Some(u64::from(registers.read32_relaxed(0)))
+    });
+    Pl031::new(epoch.unwrap_or(0), Counter.now(), Counter.frequency())
+}

@@ -1,0 +1,219 @@
+//! Lives of machines, step by step.
+
+use super::super::testing::{FakeHost, HERTZ, Machine};
+use super::*;
+use crate::backend::clock::Frequency;
+
+const SECOND: u64 = HERTZ;
+
+/// Counts what it is asked to do.
+#[derive(Default)]
+struct Board {
+    refuses: bool,
+    scrubbed: usize,
+    loads: u32,
+    ends: u32,
+}
+
+impl Starter<FakeHost> for Board {
+    fn plan(&mut self, _: &Vm<'_>) -> Result<(), LoadError> {
+        if self.refuses { Err(LoadError::NoRam) } else { Ok(()) }
+    }
+    fn scrub(&mut self, memory: SharedSlice<'_>) {
+        memory.fill(0, memory.len(), 0).unwrap();
+        self.scrubbed += memory.len();
+    }
+    fn load(&mut self, vm: &Vm<'_>) -> Result<Placement, LoadError> {
+        self.loads += 1;
+        let (ram, _) = vm.memory.regions()[0];
+        Ok(Placement { kernel: ram, ramdisk: None, fdt: ram })
+    }
+    fn ended(&mut self, _: &Vm<'_>, _: &mut FakeHost) {
+        self.ends += 1;
+    }
+}
+
+struct Home {
+    machine: Machine,
+    manager: Manager,
+    board: Board,
+}
+
+impl Home {
+    fn with(machine: Machine, policy: OnCrash) -> Self {
+        let manager = Manager::new(policy, Frequency::new(HERTZ as u32).unwrap());
+        Self { machine, manager, board: Board::default() }
+    }
+
+    fn new(policy: OnCrash) -> Self {
+        Self::with(Machine::new(vec![]), policy)
+    }
+
+    fn step(&mut self) -> Step {
+        self.manager.step(self.machine.vm, &mut self.machine.host, &mut self.board)
+    }
+
+    /// Asks, and steps until nothing is left to do at once.
+    fn ask(&mut self, request: Request) -> Step {
+        self.machine.vm.ask(request, &mut self.machine.host);
+        self.settle()
+    }
+
+    fn settle(&mut self) -> Step {
+        for _ in 0..1000 {
+            match self.step() {
+                Step::Again => {}
+                step => return step,
+            }
+        }
+        panic!("it never settles");
+    }
+
+    fn state(&self) -> State {
+        self.machine.vm.life.state()
+    }
+
+    /// The core of the boot vCPU takes it up.
+    fn run(&self) {
+        self.machine.vm.vcpus.take_start(VcpuIndex::BOOT).expect("it was turned on");
+        self.machine.vm.vcpus.enter(VcpuIndex::BOOT);
+    }
+
+    fn leave(&self) {
+        self.machine.vm.vcpus.leave(VcpuIndex::BOOT);
+    }
+}
+
+#[test]
+fn a_machine_is_zeroed_loaded_and_its_boot_vcpu_turned_on() {
+    let mut home = Home::new(OnCrash::Stop);
+    assert_eq!(home.state(), State::Off);
+    assert_eq!(home.ask(Request::Start), Step::Settled);
+    assert_eq!(home.state(), State::Running);
+    assert_eq!(home.board.scrubbed, home.machine.vm.memory.regions()[0].1.len());
+    assert_eq!((home.board.loads, home.machine.vm.life.starts()), (1, 1));
+    home.run();
+    assert_eq!(home.ask(Request::Start), Step::Settled);
+    assert_eq!(home.board.loads, 1, "it runs already");
+}
+
+#[test]
+fn a_machine_is_not_taken_down_before_its_vcpus_have_left() {
+    let mut home = Home::new(OnCrash::Stop);
+    home.ask(Request::Start);
+    home.run();
+    assert_eq!(home.ask(Request::Reset), Step::Settled);
+    assert_eq!(home.state(), State::Stopping);
+    assert!(!home.machine.vm.life.may_run());
+    home.settle();
+    assert_eq!(home.board.loads, 1);
+    home.leave();
+    home.settle();
+    assert_eq!((home.state(), home.board.loads), (State::Running, 2));
+}
+
+#[test]
+fn a_machine_is_not_taken_down_before_its_disk_has_let_go() {
+    let (mut machine, disk) = Machine::with_held_disk();
+    let memory = machine.vm.memory.clone();
+    let mut driver = crate::virtio::testing::Driver::new(memory, 4);
+    machine.bring_up(0, &driver);
+    super::super::machine::tests::request(&mut machine, &mut driver, 0);
+    let mut home = Home::with(machine, OnCrash::Stop);
+    home.ask(Request::Start);
+    assert!(matches!(home.state(), State::Starting), "the disk is not quiet");
+    disk.finish();
+    assert_eq!(home.settle(), Step::Settled);
+    assert_eq!(home.state(), State::Running);
+}
+
+#[test]
+fn a_machine_that_is_paused_goes_on_where_it_was() {
+    let mut home = Home::new(OnCrash::Stop);
+    home.ask(Request::Start);
+    home.run();
+    home.ask(Request::Pause);
+    assert_eq!((home.state(), home.machine.vm.life.may_run()), (State::Paused, false));
+    home.leave();
+    home.ask(Request::Pause);
+    home.ask(Request::Resume);
+    assert_eq!((home.state(), home.board.loads), (State::Running, 1));
+    // And may be stopped while it stands still.
+    home.ask(Request::Pause);
+    home.ask(Request::Stop);
+    assert_eq!((home.state(), home.board.ends), (State::Off, 1));
+    home.ask(Request::Resume);
+    assert_eq!(home.state(), State::Off);
+}
+
+#[test]
+fn a_stop_outweighs_a_reset_that_comes_with_it_or_before_it() {
+    let mut home = Home::new(OnCrash::Restart);
+    home.ask(Request::Start);
+    home.run();
+    home.ask(Request::Reset);
+    home.machine.vm.life.ask(Request::Crash);
+    home.ask(Request::Stop);
+    home.leave();
+    home.settle();
+    assert_eq!((home.state(), home.board.loads, home.board.ends), (State::Off, 1, 1));
+}
+
+#[test]
+fn who_crashes_stays_down_by_default_and_can_be_started() {
+    let mut home = Home::new(OnCrash::Stop);
+    home.ask(Request::Start);
+    home.ask(Request::Crash);
+    assert_eq!((home.state(), home.board.ends), (State::Crashed, 1));
+    home.ask(Request::Crash);
+    home.ask(Request::Start);
+    assert_eq!((home.state(), home.board.loads), (State::Running, 2));
+}
+
+#[test]
+fn who_crashes_again_and_again_waits_longer_each_time() {
+    let mut home = Home::new(OnCrash::Restart);
+    home.ask(Request::Start);
+    for seconds in [1, 2, 4, 8, 16, 32, 60, 60] {
+        let now = home.machine.host.now;
+        assert_eq!(home.ask(Request::Crash), Step::At(Ticks(now.0 + seconds * SECOND)));
+        assert_eq!(home.state(), State::Waiting);
+        home.machine.host.now = Ticks(now.0 + seconds * SECOND - 1);
+        assert!(matches!(home.step(), Step::At(_)));
+        home.machine.host.now = Ticks(now.0 + seconds * SECOND);
+        assert_eq!(home.settle(), Step::Settled);
+        assert_eq!(home.state(), State::Running);
+    }
+    // It runs for a minute: forgiven.
+    let now = Ticks(home.machine.host.now.0 + 60 * SECOND);
+    home.machine.host.now = now;
+    assert_eq!(home.ask(Request::Crash), Step::At(Ticks(now.0 + SECOND)));
+    // Who waits can be stopped.
+    assert_eq!(home.ask(Request::Stop), Step::Settled);
+    assert_eq!((home.state(), home.board.ends), (State::Off, 1));
+}
+
+#[test]
+fn a_machine_that_cannot_be_loaded_is_not_zeroed() {
+    let mut home = Home::new(OnCrash::Restart);
+    home.board.refuses = true;
+    assert_eq!(home.ask(Request::Start), Step::Settled);
+    assert_eq!((home.state(), home.board.ends, home.board.scrubbed), (State::Crashed, 1, 0));
+    home.board.refuses = false;
+    home.ask(Request::Start);
+    assert_eq!(home.state(), State::Running);
+}
+
+#[test]
+fn a_thousand_resets_end_as_the_first() {
+    let mut home = Home::new(OnCrash::Stop);
+    home.ask(Request::Start);
+    for _ in 0..1000 {
+        home.run();
+        home.ask(Request::Reset);
+        home.leave();
+        assert_eq!(home.settle(), Step::Settled);
+        assert_eq!(home.state(), State::Running);
+    }
+    assert_eq!((home.board.loads, home.machine.vm.life.starts()), (1001, 1001));
+}
