@@ -17,4 +17,4 @@ pub use guest::{GuestMemory, GuestMemoryError};
 #[cfg(not(target_os = "none"))]
 pub use host::HostRam;
 pub use ram::{PaRange, RamMap};
-pub use shared::{Entry, SharedEntry, SharedRing, SharedSlice, SharedTable};
+pub use shared::{Entry, EntryOffset, SharedEntry, SharedRing, SharedSlice, SharedTable};

@@ -354,8 +354,45 @@ pub struct Entry {
     pub high: u32,
 }
 
+/// Where an entry of a [`SharedTable`] is: bytes from the table's beginning, a multiple of 16.
+///
+/// Going from entry to entry needs no multiplication, and the table no check of the alignment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct EntryOffset(usize);
+
+impl EntryOffset {
+    /// The first entry.
+    pub const START: EntryOffset = EntryOffset(0);
+    /// From one entry to the next.
+    pub const ONE: EntryOffset = EntryOffset(size_of::<[u64; 2]>());
+
+    /// Of the entry at `index`.
+    #[inline(always)]
+    pub const fn of(index: u32) -> Self {
+        EntryOffset((index as usize).wrapping_mul(Self::ONE.0))
+    }
+
+    /// The index of the entry.
+    #[inline(always)]
+    pub const fn index(self) -> u32 {
+        (self.0 / Self::ONE.0) as u32
+    }
+
+    /// `distance` on. Modulo a power of two, which leaves a multiple of 16 one.
+    #[inline(always)]
+    pub const fn plus(self, distance: EntryOffset) -> Self {
+        EntryOffset(self.0.wrapping_add(distance.0))
+    }
+
+    /// `distance` back, in the same way.
+    #[inline(always)]
+    pub const fn minus(self, distance: EntryOffset) -> Self {
+        EntryOffset(self.0.wrapping_sub(distance.0))
+    }
+}
+
 /// Shared memory as a table of entries, whose alignment was checked once: an access checks only the
-/// index.
+/// bounds.
 #[derive(Clone, Copy)]
 pub struct SharedTable<'m> {
     /// Aligned to 8 bytes; the length is a multiple of 16.
@@ -363,15 +400,22 @@ pub struct SharedTable<'m> {
 }
 
 impl<'m> SharedTable<'m> {
-    /// The entry at `index`, if it is in the table.
+    /// The table up to the entry at `end`. `None` if it is not that long.
     #[inline(always)]
-    pub fn entry(&self, index: u32) -> Option<SharedEntry<'m>> {
-        let offset = index as usize * size_of::<[u64; 2]>();
+    pub fn up_to(&self, end: EntryOffset) -> Option<SharedTable<'m>> {
+        // As long as a multiple of 16 says.
+        self.slice.subslice(0, end.0).map(|slice| SharedTable { slice })
+    }
+
+    /// The entry at `offset`, if it is in the table.
+    #[inline(always)]
+    pub fn entry(&self, offset: EntryOffset) -> Option<SharedEntry<'m>> {
+        let offset = offset.0;
         if offset >= self.slice.len {
             return None;
         }
-        // SAFETY: offset < len, so the pointer stays inside the owned range; a whole number of
-        // entries is in it, so all of this one is.
+        // SAFETY: offset < len, so the pointer stays inside the owned range; both are multiples of
+        // 16, so all of the entry is in it, and as aligned as the table.
         let words = unsafe { self.slice.base.add(offset) }.cast();
         Some(SharedEntry {
             words,

@@ -356,10 +356,10 @@ impl<'m> ActiveQueue<'_, 'm> {
         }
     }
 
-    /// Leaves the chain popped last for later; nothing may have been done with it.
+    /// Leaves the chain popped last, `head`, for later; nothing may have been done with it.
     #[inline]
-    pub fn put_back(&mut self) {
-        self.ring.put_back();
+    pub fn put_back(&mut self, head: Head) {
+        self.ring.put_back(head);
     }
 
     /// Gives a chain back to the driver. `written` bytes were written, without a gap, from the

@@ -126,14 +126,20 @@ fn entries_are_little_endian_aligned_and_inside() {
     assert_eq!(slice.load_entry(52), None);
     assert_eq!(slice.load_entry(56), None);
     let table = slice.table().unwrap();
-    let entry = table.entry(3).unwrap();
+    let entry = table.entry(EntryOffset::of(3)).unwrap();
     assert_eq!(entry.load(), last);
     assert_eq!(entry.load_high(), last.high);
     assert_eq!(entry.load_first_and_low(), (last.first, last.low));
-    table.entry(2).unwrap().store_low_and_high(0x0807_0605_0403_0201);
+    table.entry(EntryOffset::of(2)).unwrap().store_low_and_high(0x0807_0605_0403_0201);
     assert_eq!(slice.load_u64(40), Some(0x0807_0605_0403_0201));
-    assert!(table.entry(4).is_none());
-    assert!(table.entry(u32::MAX).is_none());
+    assert!(table.entry(EntryOffset::of(4)).is_none());
+    assert!(table.entry(EntryOffset::of(u32::MAX)).is_none());
+    let half = table.up_to(EntryOffset::of(2)).unwrap();
+    assert!(half.entry(EntryOffset::ONE).is_some());
+    assert!(half.entry(EntryOffset::ONE.plus(EntryOffset::ONE)).is_none());
+    assert!(half.entry(EntryOffset::START.minus(EntryOffset::ONE)).is_none());
+    assert!(table.up_to(EntryOffset::of(4)).is_some());
+    assert!(table.up_to(EntryOffset::of(5)).is_none());
     assert!(slice.subslice(0, 40).unwrap().table().is_none());
     assert!(slice.subslice(4, 48).unwrap().table().is_none());
 }

@@ -1,7 +1,7 @@
 //! A descriptor chain, validated whole before a device sees any of it.
 
 use super::QueueError;
-use crate::memory::{Entry, GuestMemory, Ipa, SharedSlice};
+use crate::memory::{Entry, EntryOffset, GuestMemory, Ipa, SharedSlice};
 use crate::virtio::buffer::{Reader, Writer};
 
 /// The most buffers one chain may have. A direct chain of a queue of up to this size always fits;
@@ -18,8 +18,8 @@ pub struct Head {
     /// the ID, and above it [`WRITE`] if the chain has a writable part. No bool, whose spare values
     /// would mark what is no head.
     word: u32,
-    /// Descriptors of the ring the chain takes up; the packed ring skips as many (2.8.6).
-    descriptors: u32,
+    /// How much of a packed ring the chain takes up; as much is skipped (2.8.6).
+    span: EntryOffset,
 }
 
 /// VIRTQ_DESC_F_WRITE (2.8), in the last word of a descriptor of the packed ring.
@@ -30,13 +30,13 @@ impl Head {
     #[inline(always)]
     pub(super) fn new(id: u16, descriptors: u16, writable: bool) -> Self {
         let flags = if writable { WRITE } else { 0 };
-        Self::from_word(u32::from(id) | flags, descriptors.into())
+        Self::from_word(u32::from(id) | flags, EntryOffset::of(descriptors.into()))
     }
 
     /// As [`Self::new`], with ID and WRITE as [`Self::word`] gives them; other bits mean nothing.
     #[inline(always)]
-    pub(super) fn from_word(word: u32, descriptors: u32) -> Self {
-        Self { word: word & (WRITE | 0xFFFF), descriptors }
+    pub(super) fn from_word(word: u32, span: EntryOffset) -> Self {
+        Self { word: word & (WRITE | 0xFFFF), span }
     }
 
     /// The driver's name for the chain: the index of its first descriptor (split), or the buffer ID
@@ -46,15 +46,10 @@ impl Head {
         self.word as u16
     }
 
+    /// How much of a packed ring the chain takes up.
     #[inline(always)]
-    pub(super) const fn descriptors(self) -> u32 {
-        self.descriptors
-    }
-
-    /// Whether the chain has a writable part.
-    #[inline(always)]
-    pub(super) const fn is_writable(self) -> bool {
-        self.word & WRITE != 0
+    pub(super) const fn span(self) -> EntryOffset {
+        self.span
     }
 
     /// The ID, and [`WRITE`] if the chain has a writable part.
@@ -148,14 +143,6 @@ impl Extent {
         self.readable = self.segments;
         self.readable_bytes = self.bytes;
     }
-
-    /// Adds a segment of `len` bytes.
-    #[inline(always)]
-    fn grow(&mut self, len: u32) {
-        self.segments += 1;
-        // No overflow: there are at most 2^15 descriptors, and lengths have 32 bits.
-        self.bytes += u64::from(len);
-    }
 }
 
 impl<'m> ChainBuffer<'m> {
@@ -175,18 +162,39 @@ impl<'m> ChainBuffer<'m> {
         address: u64,
         len: u32,
     ) -> Result<(), QueueError> {
-        let segment = match memory.slice_of_first(Ipa::new(address), len) {
-            Some(segment) => segment,
-            None => match unusual(memory, address, len)? {
-                Some(segment) => segment,
-                None => return Ok(()),
-            },
+        extent.segments = match memory.slice_of_first(Ipa::new(address), len) {
+            Some(segment) => self.set(extent.segments, segment),
+            None => self.set_unusual(extent.segments, memory, address, len)?,
         };
-        if let Some(slot) = self.segments.get_mut(extent.segments & (MAX_SEGMENTS - 1)) {
+        // No overflow: there are at most 2^15 descriptors, and lengths have 32 bits.
+        extent.bytes += u64::from(len);
+        Ok(())
+    }
+
+    /// Sets a segment. The index of the next one.
+    #[inline(always)]
+    fn set(&mut self, index: usize, segment: SharedSlice<'m>) -> usize {
+        if let Some(slot) = self.segments.get_mut(index & (MAX_SEGMENTS - 1)) {
             *slot = segment;
         }
-        extent.grow(len);
-        Ok(())
+        index + 1
+    }
+
+    /// As [`Self::set`], the `len` bytes at `address` where they are not in the first region;
+    /// nothing if there are none. Out of the way, so that the usual case stays in registers.
+    #[cold]
+    fn set_unusual(
+        &mut self,
+        index: usize,
+        memory: &GuestMemory<'m>,
+        address: u64,
+        len: u32,
+    ) -> Result<usize, QueueError> {
+        if len == 0 {
+            return Ok(index);
+        }
+        let segment = memory.slice(Ipa::new(address), len as usize);
+        Ok(self.set(index, segment.map_err(QueueError::Buffer)?))
     }
 
     /// The chain that was added: as far as `extent`.
@@ -213,20 +221,6 @@ impl<'m> ChainBuffer<'m> {
             writable: Writer::new(rest, (extent.bytes - readable_bytes) as usize),
         })
     }
-}
-
-/// The `len` bytes at `address` if they are not in the first region, or nothing if they are none:
-/// out of the way, so that the usual case stays in registers.
-#[cold]
-fn unusual<'m>(
-    memory: &GuestMemory<'m>,
-    address: u64,
-    len: u32,
-) -> Result<Option<SharedSlice<'m>>, QueueError> {
-    if len == 0 {
-        return Ok(None);
-    }
-    memory.slice(Ipa::new(address), len as usize).map(Some).map_err(QueueError::Buffer)
 }
 
 impl Default for ChainBuffer<'_> {

@@ -170,10 +170,10 @@ impl<'m> Ring<'m> {
         on_ring!(&mut self.0, ring => ring.pop(memory, buffer))
     }
 
-    /// Undoes the last [`Self::pop`]; nothing may have been popped or done since.
+    /// Undoes the last [`Self::pop`], which gave `head`; nothing may have been popped or done since.
     #[inline]
-    pub fn put_back(&mut self) {
-        on_ring!(&mut self.0, ring => ring.put_back())
+    pub fn put_back(&mut self, head: Head) {
+        on_ring!(&mut self.0, ring => ring.put_back(head))
     }
 
     /// Gives a chain back, `written` bytes of which were written from the start of its writable
@@ -202,7 +202,7 @@ impl<'m> Ring<'m> {
         on_ring!(&self.0, ring => ring.leftover())
     }
 
-    /// Chains popped and not yet completed.
+    /// Chains popped and not yet completed; in a packed ring, the descriptors that they take up.
     #[inline]
     pub fn outstanding(&self) -> u16 {
         on_ring!(&self.0, ring => ring.outstanding())

@@ -30,7 +30,7 @@
 
 use super::chain::{Chain, ChainBuffer, DESCRIPTOR, Descriptor, Extent, MAX_SEGMENTS, WRITE};
 use super::{Areas, Head, QueueError, passes};
-use crate::memory::{GuestMemory, Ipa, SharedEntry, SharedSlice, SharedTable};
+use crate::memory::{EntryOffset, GuestMemory, Ipa, SharedEntry, SharedSlice, SharedTable};
 use crate::sync::atomic::{Ordering, fence};
 use crate::virtio::Features;
 
@@ -41,6 +41,8 @@ const AVAIL: u32 = 1 << 23;
 const USED: u32 = 1 << 31;
 /// Whose a descriptor is.
 const OWNER: u32 = AVAIL | USED;
+/// What must be as expected of a descriptor that a list goes on with.
+const KIND: u32 = OWNER | WRITE | INDIRECT;
 
 /// Size of an event suppression structure (2.8.14).
 const EVENT: usize = 4;
@@ -53,9 +55,13 @@ const EVENT_DISABLE: u32 = 1;
 const EVENT_DESC: u32 = 2;
 
 /// A place in the ring, and the owner flags that descriptors get there in this lap.
+///
+/// A place in the next lap may also be told by this lap's flags and an offset past the end of the
+/// ring, by less than its length: then the laps are sorted out where the offset is first found
+/// outside, with [`Position::settled`], and not on every step.
 #[derive(Clone, Copy, PartialEq, Eq)]
 struct Position {
-    index: u32,
+    offset: EntryOffset,
     /// Of an available descriptor the flag AVAIL or USED, of a used one both or none (2.8.1): both
     /// change with every lap.
     owner: u32,
@@ -63,29 +69,26 @@ struct Position {
 
 impl Position {
     /// Where the first available descriptor is; the wrap counter is initially 1.
-    const FIRST_AVAILABLE: Position = Position { index: 0, owner: AVAIL };
+    const FIRST_AVAILABLE: Position = Position { offset: EntryOffset::START, owner: AVAIL };
     /// Where the first used descriptor is.
-    const FIRST_USED: Position = Position { index: 0, owner: OWNER };
+    const FIRST_USED: Position = Position { offset: EntryOffset::START, owner: OWNER };
 
-    /// `count` descriptors on, at most `size`.
+    /// The same place, with an offset in the ring, which is `len` long.
     #[inline(always)]
-    fn advance(&mut self, count: u32, size: u32) {
-        self.index += count;
-        if self.index >= size {
-            seldom();
-            self.index -= size;
-            self.owner ^= OWNER;
+    fn settled(self, len: EntryOffset) -> Position {
+        if self.offset < len {
+            return self;
         }
+        Position { offset: self.offset.minus(len), owner: self.owner ^ OWNER }
     }
 
-    /// `count` descriptors back, at most `size`.
+    /// `distance` back, at most `len`.
     #[inline(always)]
-    fn go_back(&mut self, count: u32, size: u32) {
-        if self.index < count {
-            self.index += size;
-            self.owner ^= OWNER;
+    fn back(self, distance: EntryOffset, len: EntryOffset) -> Position {
+        if self.offset >= distance {
+            return Position { offset: self.offset.minus(distance), ..self };
         }
-        self.index -= count;
+        Position { offset: self.offset.plus(len).minus(distance), owner: self.owner ^ OWNER }
     }
 
     /// The wrap counter.
@@ -94,58 +97,55 @@ impl Position {
         self.owner & AVAIL != 0
     }
 
-    /// As an event suppression structure has it.
+    /// As an event suppression structure has it. The place is settled.
     #[inline(always)]
     fn event(self) -> u32 {
-        self.index | u32::from(self.wrap()) << EVENT_WRAP_SHIFT
+        self.offset.index() | u32::from(self.wrap()) << EVENT_WRAP_SHIFT
     }
 }
 
-/// Tells the compiler which way a branch seldom goes.
+/// What is wrong with a descriptor in a list: [`KIND`] as it was seen, and as it should be, with
+/// WRITE.
 #[cold]
-fn seldom() {}
-
-/// Where a list ends.
-struct End {
-    /// The last word of the last descriptor, with the buffer ID (2.8.6); with [`WRITE`] if any
-    /// segment is writable.
-    last: u32,
-    /// The place of that descriptor.
-    place: Position,
-    /// Descriptors that are not in flight with the list taken.
-    left: u32,
+fn unlike(seen: u32, kind: u32) -> QueueError {
+    if (seen ^ kind) & OWNER != 0 {
+        QueueError::NotAvailable
+    } else if seen & INDIRECT != 0 {
+        // A list is of one kind (2.8.5).
+        QueueError::Indirect
+    } else {
+        QueueError::ReadableAfterWritable
+    }
 }
 
 /// A packed virtqueue that is enabled: its areas are resolved, its size is 1 to 2^15.
 pub(super) struct PackedRing<'m> {
     ring: SharedTable<'m>,
+    /// The ring as far as lists may be taken in this lap: to its end, or to where used descriptors
+    /// have come to in the lap before. Those may have gone on since, so its end is where to look
+    /// again, no more.
+    open: SharedTable<'m>,
     /// Read only.
     driver_event: SharedSlice<'m>,
     /// Written only.
     device_event: SharedSlice<'m>,
-    size: u32,
+    /// How long the ring is.
+    len: EntryOffset,
     event_idx: bool,
     indirect: bool,
     /// The driver is asked to notify.
     notifications: bool,
     /// The place the driver was last asked to notify of.
     armed_at: Option<Position>,
-    /// Where the next list to take begins.
+    /// Where the next list to take begins. From where the next used descriptor goes up to here are
+    /// the descriptors that the device has taken and not used; this is never more than the ring.
     next_available: Position,
     /// Where the next used descriptor goes.
     next_used: Position,
-    /// Descriptors that are not between the two, where those are that the device has taken and not
-    /// used.
-    free: u32,
-    /// Lists taken, and lists completed; both wrap.
-    popped: u32,
-    completed: u32,
-    /// `popped` at the end of the batch.
-    batch_end: u32,
-    /// Descriptors of the list taken last.
-    last: u32,
-    /// The first used descriptor that is not published: its index, and its second word.
-    unpublished: Option<(u32, u64)>,
+    /// Lists that may be taken in this batch.
+    batch_left: u32,
+    /// The first used descriptor that is not published: its place, and its second word.
+    unpublished: Option<(EntryOffset, u64)>,
     /// Lists were left that no notification will announce.
     leftover: bool,
 }
@@ -163,22 +163,20 @@ impl<'m> PackedRing<'m> {
     ) -> Result<Self, QueueError> {
         let lengths = [usize::from(size) * DESCRIPTOR, EVENT, EVENT];
         let [ring, driver_event, device_event] = areas.resolve([16, 4, 4], lengths, memory)?;
+        let ring = ring.table().ok_or(QueueError::Inaccessible)?;
         Ok(Self {
-            ring: ring.table().ok_or(QueueError::Inaccessible)?,
+            ring,
+            open: ring,
             driver_event,
             device_event,
-            size: size.into(),
+            len: EntryOffset::of(size.into()),
             event_idx: features.contains(Features::EVENT_IDX),
             indirect: features.contains(Features::INDIRECT_DESC),
             notifications: true,
             armed_at: None,
             next_available: Position::FIRST_AVAILABLE,
             next_used: Position::FIRST_USED,
-            free: size.into(),
-            popped: 0,
-            completed: 0,
-            batch_end: size.into(),
-            last: 0,
+            batch_left: size.into(),
             unpublished: None,
             leftover: false,
         })
@@ -187,12 +185,12 @@ impl<'m> PackedRing<'m> {
     /// Allows another [`Self::size`] lists to be taken.
     #[inline(always)]
     pub(super) fn begin_batch(&mut self) {
-        self.batch_end = self.popped.wrapping_add(self.size);
+        self.batch_left = self.len.index();
     }
 
     #[inline(always)]
     pub(super) fn size(&self) -> u16 {
-        self.size as u16
+        self.len.index() as u16
     }
 
     #[inline(always)]
@@ -200,9 +198,33 @@ impl<'m> PackedRing<'m> {
         self.leftover
     }
 
+    /// Descriptors of lists that the device works on.
     #[inline(always)]
     pub(super) fn outstanding(&self) -> u16 {
-        self.popped.wrapping_sub(self.completed) as u16
+        self.in_flight().index() as u16
+    }
+
+    /// How much of the ring lists take up that the device works on.
+    #[inline(always)]
+    fn in_flight(&self) -> EntryOffset {
+        let ahead = self.next_available.offset.minus(self.next_used.offset);
+        if self.next_available.wrap() == self.next_used.wrap() {
+            ahead
+        } else {
+            ahead.plus(self.len)
+        }
+    }
+
+    /// Settles both places. Always both: used descriptors are in the lap of available ones, or in
+    /// the one before, and by the flags alone the one after would look the same.
+    #[inline(never)]
+    fn settle(&mut self) {
+        self.next_used = self.next_used.settled(self.len);
+        if self.next_available.offset >= self.len {
+            self.next_available = self.next_available.settled(self.len);
+            // In the new lap, nothing before it is looked at.
+            self.open = self.open.up_to(EntryOffset::START).unwrap_or(self.open);
+        }
     }
 
     /// Takes the next list, validated whole. `None` if there is none, or the batch is used up.
@@ -212,63 +234,135 @@ impl<'m> PackedRing<'m> {
         memory: &GuestMemory<'m>,
         buffer: &'c mut ChainBuffer<'m>,
     ) -> Result<Option<Chain<'c, 'm>>, QueueError> {
-        if self.popped == self.batch_end {
+        if self.batch_left == 0 {
             self.leftover = true;
             return Ok(None);
         }
-        let place = self.next_available;
-        let entry = self.ring.entry(place.index).ok_or(QueueError::Inaccessible)?;
+        let mut place = self.next_available;
+        let entry = match self.open.entry(place.offset) {
+            Some(entry) => entry,
+            None => {
+                let Some(there) = self.go_on(place) else {
+                    return self.pop_from_full().map(|()| None);
+                };
+                self.next_available = there;
+                place = there;
+                self.open.entry(place.offset).ok_or(QueueError::Inaccessible)?
+            }
+        };
         let mut last = entry.load_high();
-        if last & OWNER != place.owner {
-            match self.refresh(&entry) {
-                Some(available) => last = available,
-                None => {
-                    self.leftover = false;
-                    return Ok(None);
+        let mut kind = place.owner;
+        let mut extent = Extent::EMPTY;
+        if last & KIND != kind {
+            if (last ^ kind) & OWNER != 0 {
+                match self.refresh(&entry) {
+                    Some(available) => last = available,
+                    None => {
+                        self.leftover = false;
+                        return Ok(None);
+                    }
                 }
             }
+            if last & WRITE != 0 {
+                kind |= WRITE;
+                extent.begin_writable();
+            }
         }
-        // If the ring is full of lists in flight, this is one of their descriptors.
-        let left = self.free.checked_sub(1).ok_or(QueueError::AvailableIndex)?;
         // Ordering 1.
         fence(Ordering::Acquire);
         let (address, len) = entry.load_first_and_low();
-        let mut extent = Extent::EMPTY;
-        let mut end = End { last, place, left };
-        if last & INDIRECT == 0 {
-            let first = Descriptor { address, len, last };
-            self.walk(first, &mut end, &mut extent, memory, buffer)?;
-        } else {
-            // One of its own: the other one can stay in registers.
-            let mut table = Extent::EMPTY;
+        // From the offset of the last descriptor to the list's end: over that descriptor, and a lap
+        // more if the list has come to the next one.
+        let mut to_end = EntryOffset::ONE;
+        if last & INDIRECT != 0 {
             if last & NEXT != 0 {
                 return Err(QueueError::Indirect);
             }
+            // One of its own: the other one can stay in registers.
+            let mut table = Extent::EMPTY;
             self.walk_indirect(address, len as usize, &mut table, memory, buffer)?;
             extent = table;
-            end.last = last & !WRITE | if extent.is_writable() { WRITE } else { 0 };
+            // WRITE of the descriptor itself means nothing (2.8.7).
+            last = last & !WRITE | if extent.is_writable() { WRITE } else { 0 };
+        } else {
+            let mut descriptor = Descriptor { address, len, last };
+            loop {
+                buffer.add(&mut extent, memory, descriptor.address, descriptor.len)?;
+                if descriptor.last & NEXT == 0 {
+                    break;
+                }
+                place.offset = place.offset.plus(EntryOffset::ONE);
+                let entry = match self.open.entry(place.offset) {
+                    Some(entry) => entry,
+                    None => {
+                        place.owner = kind & OWNER;
+                        let there = self.go_on(place).ok_or(QueueError::ChainTooLong)?;
+                        to_end = to_end.plus(place.offset).minus(there.offset);
+                        kind = kind & WRITE | there.owner;
+                        place = there;
+                        self.open.entry(place.offset).ok_or(QueueError::Inaccessible)?
+                    }
+                };
+                descriptor = entry.load().into();
+                let seen = descriptor.last & KIND;
+                if seen != kind {
+                    // A list changes from readable to writable once.
+                    kind |= WRITE;
+                    if seen != kind {
+                        return Err(unlike(seen, kind));
+                    }
+                    extent.begin_writable();
+                }
+            }
+            last = descriptor.last;
         }
-        let descriptors = self.free - end.left;
-        let head = Head::from_word(end.last, descriptors);
+        // The lap stays the one in which the list began, until the place is settled.
+        let end = place.offset.plus(to_end);
+        let head = Head::from_word(last, end.minus(self.next_available.offset));
         let chain = buffer.chain(extent, head)?;
-        end.place.advance(1, self.size);
-        self.next_available = end.place;
-        self.free = end.left;
-        self.popped = self.popped.wrapping_add(1);
-        self.last = descriptors;
+        self.next_available.offset = end;
+        self.batch_left -= 1;
         Ok(Some(chain))
     }
 
-    /// Undoes the last [`Self::pop`]; the list has had no effect, and is taken again later.
+    /// Where lists go on from `place`, which is not in the ring, or was taken when last looked at:
+    /// possibly in the next lap. `None` if the ring is full.
+    #[inline(never)]
+    fn go_on(&mut self, place: Position) -> Option<Position> {
+        self.settle();
+        let place = place.settled(self.len);
+        if place.wrap() == self.next_used.wrap() {
+            self.open = self.ring;
+        } else if place.offset == self.next_used.offset {
+            return None;
+        } else {
+            self.open = self.ring.up_to(self.next_used.offset)?;
+        }
+        Some(place)
+    }
+
+    /// The ring is full of lists in flight: what is next is one of their descriptors. That nothing
+    /// is available is as good an answer as ever.
+    #[cold]
+    fn pop_from_full(&mut self) -> Result<(), QueueError> {
+        // Settled by `go_on`.
+        let next = self.next_available;
+        let entry = self.ring.entry(next.offset).ok_or(QueueError::Inaccessible)?;
+        if entry.load_high() & OWNER == next.owner || self.refresh(&entry).is_some() {
+            return Err(QueueError::AvailableIndex);
+        }
+        self.leftover = false;
+        Ok(())
+    }
+
+    /// Undoes the last [`Self::pop`], which gave `head`; the list has had no effect, and is taken
+    /// again later. The batch has had it nevertheless.
     #[inline]
-    pub(super) fn put_back(&mut self) {
-        if self.last != 0 && self.last <= self.size - self.free {
-            self.free += self.last;
-            self.next_available.go_back(self.last, self.size);
-            self.popped = self.popped.wrapping_sub(1);
-            // The batch has had it nevertheless.
-            self.batch_end = self.batch_end.wrapping_sub(1);
-            self.last = 0;
+    pub(super) fn put_back(&mut self, head: Head) {
+        // Not more than was taken. What is open is left as it is: in the lap before, the place is
+        // not inside, and everything is looked at again.
+        if head.span() <= self.in_flight() {
+            self.next_available = self.next_available.back(head.span(), self.len);
         }
         self.leftover = true;
     }
@@ -289,61 +383,6 @@ impl<'m> PackedRing<'m> {
         fence(Ordering::SeqCst);
         let last = entry.load_high();
         (last & OWNER == next.owner).then_some(last)
-    }
-
-    /// Fills `buffer` from the list that begins with `first`, where `end` is; moves `end` to its
-    /// last descriptor.
-    #[inline(always)]
-    fn walk(
-        &self,
-        first: Descriptor,
-        end: &mut End,
-        extent: &mut Extent,
-        memory: &GuestMemory<'m>,
-        buffer: &mut ChainBuffer<'m>,
-    ) -> Result<(), QueueError> {
-        let mut descriptor = first;
-        // What OWNER, WRITE and INDIRECT must be: a list changes from readable to writable once.
-        let mut kind = end.place.owner;
-        loop {
-            if descriptor.last & (OWNER | WRITE | INDIRECT) != kind {
-                if (descriptor.last ^ kind) & OWNER != 0 {
-                    return Err(QueueError::NotAvailable);
-                }
-                if descriptor.last & INDIRECT != 0 {
-                    // A list is of one kind (2.8.5).
-                    return Err(QueueError::Indirect);
-                }
-                if kind & WRITE != 0 {
-                    return Err(QueueError::ReadableAfterWritable);
-                }
-                kind |= WRITE;
-                extent.begin_writable();
-            }
-            buffer.add(extent, memory, descriptor.address, descriptor.len)?;
-            if descriptor.last & NEXT == 0 {
-                break;
-            }
-            if end.left == 0 {
-                return Err(QueueError::ChainTooLong);
-            }
-            end.left -= 1;
-            end.place.index += 1;
-            let entry = match self.ring.entry(end.place.index) {
-                Some(entry) => entry,
-                None => {
-                    // The table is the ring: its end is where the lap ends.
-                    seldom();
-                    end.place.index = 0;
-                    kind ^= OWNER;
-                    self.ring.entry(0).ok_or(QueueError::Inaccessible)?
-                }
-            };
-            descriptor = entry.load().into();
-        }
-        end.last = descriptor.last;
-        end.place.owner = kind & OWNER;
-        Ok(())
     }
 
     /// Adds the descriptors of an indirect table (2.8.7): all of them, one after the other. Flags
@@ -386,20 +425,20 @@ impl<'m> PackedRing<'m> {
     /// The place that available and used descriptors have both come to, the wrap counter above it;
     /// `None` with lists at work.
     pub(super) fn position(&self) -> Option<u16> {
-        (self.outstanding() == 0 && self.free == self.size && self.unpublished.is_none())
-            .then_some(self.next_used.event() as u16)
+        (self.in_flight() == EntryOffset::START && self.unpublished.is_none())
+            .then_some(self.next_used.settled(self.len).event() as u16)
     }
 
     /// Goes on, just made, at a [`Self::position`]. Whether something is available is looked for
     /// again. `false`, and nothing done, if the ring has no such place.
     pub(super) fn resume(&mut self, position: u16) -> bool {
-        let index = u32::from(position) & EVENT_OFFSET;
-        if index >= self.size {
+        let offset = EntryOffset::of(u32::from(position) & EVENT_OFFSET);
+        if offset >= self.len {
             return false;
         }
         let lap = if position >> EVENT_WRAP_SHIFT == 1 { 0 } else { OWNER };
-        self.next_available = Position { index, owner: Position::FIRST_AVAILABLE.owner ^ lap };
-        self.next_used = Position { index, owner: Position::FIRST_USED.owner ^ lap };
+        self.next_available = Position { offset, owner: Position::FIRST_AVAILABLE.owner ^ lap };
+        self.next_used = Position { offset, owner: Position::FIRST_USED.owner ^ lap };
         self.leftover = true;
         true
     }
@@ -408,32 +447,45 @@ impl<'m> PackedRing<'m> {
     ///
     /// The WRITE flag says whether the device wrote anywhere (2.8.3). A device tells what it wrote
     /// without a gap, and may have written a status behind one; so the flag is set whenever there
-    /// was something to write to.
+    /// was something to write to. Without it the length means nothing (2.8.4).
     #[inline]
     pub(super) fn complete(&mut self, head: Head, written: u32) {
-        let mut descriptors = head.descriptors();
-        let mut free = self.free + descriptors;
-        if free > self.size {
-            // Not more than was taken, or places would be skipped that are the driver's.
-            seldom();
-            descriptors = self.size - self.free;
-            free = self.size;
-            if descriptors == 0 {
-                return;
-            }
-        }
         let place = self.next_used;
-        let len = if head.is_writable() { written } else { 0 };
-        let second = u64::from(head.word() | place.owner) << 32 | u64::from(len);
+        let next = place.offset.plus(head.span());
+        match self.ring.entry(place.offset) {
+            Some(entry) if next <= self.next_available.offset => {
+                self.write_used(&entry, place, head, written);
+                self.next_used.offset = next;
+            }
+            _ => self.complete_across(head, written),
+        }
+    }
+
+    /// As [`Self::complete`], where available descriptors are in the next lap; or `head` is more
+    /// than was taken, and places would be skipped that are the driver's.
+    #[inline(never)]
+    fn complete_across(&mut self, head: Head, written: u32) {
+        self.settle();
+        let span = head.span().min(self.in_flight());
+        let place = self.next_used;
+        if span != EntryOffset::START
+            && let Some(entry) = self.ring.entry(place.offset)
+        {
+            self.write_used(&entry, place, head, written);
+            self.next_used.offset = place.offset.plus(span);
+            self.settle();
+        }
+    }
+
+    /// Writes the used descriptor at `place`, or keeps it if it is the first.
+    #[inline(always)]
+    fn write_used(&mut self, entry: &SharedEntry<'_>, place: Position, head: Head, written: u32) {
+        let second = u64::from(head.word() | place.owner) << 32 | u64::from(written);
         if self.unpublished.is_none() {
-            self.unpublished = Some((place.index, second));
-        } else if let Some(entry) = self.ring.entry(place.index) {
+            self.unpublished = Some((place.offset, second));
+        } else {
             entry.store_low_and_high(second);
         }
-        self.next_used.advance(descriptors, self.size);
-        self.free = free;
-        self.completed = self.completed.wrapping_add(1);
-        self.last = 0;
     }
 
     /// Shows the driver what has been completed since the last time. `true` if the driver wants an
@@ -442,11 +494,6 @@ impl<'m> PackedRing<'m> {
     pub(super) fn publish(&mut self) -> bool {
         let Some((first, second)) = self.unpublished.take() else {
             return false;
-        };
-        // At least 1, so the same place again is a whole lap.
-        let used = match self.next_used.index.checked_sub(first) {
-            Some(used) if used != 0 => used,
-            _ => self.next_used.index + self.size - first,
         };
         // Ordering 2.
         fence(Ordering::Release);
@@ -461,21 +508,27 @@ impl<'m> PackedRing<'m> {
         };
         match event >> EVENT_FLAGS_SHIFT & 3 {
             EVENT_DISABLE => false,
-            EVENT_DESC if self.event_idx => self.used_up_to(event, used),
+            EVENT_DESC if self.event_idx => self.used_up_to(event, first),
             // ENABLE; or what the driver may not say, where an interrupt too many does no harm.
             _ => true,
         }
     }
 
-    /// Whether the place that `event` names is among the last `used` descriptors used.
+    /// Whether the place that `event` names is among the descriptors used from `first` on.
     #[inline(always)]
-    fn used_up_to(&self, event: u32, used: u32) -> bool {
-        let new = self.next_used.index;
+    fn used_up_to(&mut self, event: u32, first: EntryOffset) -> bool {
+        self.settle();
+        let new = self.next_used.offset.index();
+        // At least 1, so the same place again is a whole lap.
+        let mut used = new.wrapping_sub(first.index());
+        if self.next_used.offset <= first {
+            used = used.wrapping_add(self.len.index());
+        }
         let wrap = event >> EVENT_WRAP_SHIFT & 1 != 0;
         let mut place = event & EVENT_OFFSET;
         if wrap != self.next_used.wrap() {
             // In the lap before: negative, as what was used before the end of the ring is.
-            place = place.wrapping_sub(self.size);
+            place = place.wrapping_sub(self.len.index());
         }
         passes(place as u16, new.wrapping_sub(used) as u16, new as u16)
     }

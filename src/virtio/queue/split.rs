@@ -15,7 +15,7 @@
 
 use super::chain::{Chain, ChainBuffer, DESCRIPTOR, Descriptor, Extent, Head, MAX_SEGMENTS};
 use super::{Areas, QueueError, passes};
-use crate::memory::{GuestMemory, Ipa, SharedRing, SharedSlice, SharedTable};
+use crate::memory::{EntryOffset, GuestMemory, Ipa, SharedRing, SharedSlice, SharedTable};
 use crate::sync::atomic::{Ordering, fence};
 use crate::virtio::Features;
 
@@ -57,8 +57,9 @@ fn walk_table<'m>(
         let Some(descriptor) = read(index) else {
             return Err(QueueError::DescriptorIndex);
         };
-        if descriptor.last & (WRITE | INDIRECT) != kind {
-            if descriptor.last & INDIRECT != 0 {
+        let seen = descriptor.last & (WRITE | INDIRECT);
+        if seen != kind {
+            if seen & INDIRECT != 0 {
                 return Ok(Some(descriptor));
             }
             if kind == WRITE {
@@ -188,7 +189,10 @@ impl<'m> SplitRing<'m> {
         let mut extent = Extent::EMPTY;
         // A chain has at most as many descriptors as the table.
         let limit = usize::from(self.size);
-        let read = |index: u16| self.descriptors.entry(index.into()).map(|it| it.load().into());
+        let read = |index: u16| {
+            let entry = self.descriptors.entry(EntryOffset::of(index.into()));
+            entry.map(|it| it.load().into())
+        };
         if let Some(table) = walk_table(read, head, limit, &mut extent, memory, buffer)? {
             // A copy: the other one can stay in registers.
             let mut whole = extent;
@@ -225,7 +229,7 @@ impl<'m> SplitRing<'m> {
 
     /// Undoes the last [`Self::pop`]: the chain has had no effect, and is taken again later.
     #[inline]
-    pub(super) fn put_back(&mut self) {
+    pub(super) fn put_back(&mut self, _: Head) {
         if self.outstanding() != 0 {
             self.next_available = self.next_available.wrapping_sub(1);
             // The batch has had it nevertheless.

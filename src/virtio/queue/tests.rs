@@ -302,7 +302,7 @@ fn a_chain_put_back_is_popped_again() {
     let ring = queue.ring().unwrap();
     assert_eq!(pop(ring, &driver.memory).unwrap().unwrap().0, 0);
     assert_eq!(pop(ring, &driver.memory).unwrap().unwrap().0, 2);
-    ring.put_back();
+    ring.put_back(Head::new(2, 1, true));
     assert!(ring.has_leftover());
     assert_eq!(ring.outstanding(), 1);
     assert_eq!(pop(ring, &driver.memory).unwrap().unwrap().0, 2);
@@ -611,7 +611,7 @@ mod properties {
                     let expected = book.held.last().unwrap().2.clone();
                     if step.put_back {
                         prop_assert_eq!(pop(ring, &driver.memory), Ok(Some(expected.clone())));
-                        ring.put_back();
+                        ring.put_back(Head::new(head, 1, true));
                     }
                     prop_assert_eq!(pop(ring, &driver.memory), Ok(Some(expected)));
                     taken.push(head);

@@ -151,7 +151,7 @@ impl<'d, 'm> Block<'d, 'm> {
                 Outcome::Submitted => (),
                 Outcome::Answered(used) => queue.complete(head, used),
                 Outcome::Busy => {
-                    queue.put_back();
+                    queue.put_back(head);
                     break;
                 }
                 Outcome::Broken(error) => {

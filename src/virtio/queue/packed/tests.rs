@@ -192,14 +192,14 @@ fn the_used_descriptor_has_both_flags_as_the_wrap_counter_and_lies_where_the_las
 }
 
 #[test]
-fn the_write_flag_says_whether_there_was_something_to_write_and_without_it_len_is_zero() {
+fn the_write_flag_says_whether_there_was_something_to_write() {
     for (buffers, written, used) in [
         (&[(BUFFERS, 8, true)][..], 8, (4, 8, true)),
         // A status behind a gap is written, but not counted.
         (&[(BUFFERS, 8, true)], 0, (4, 0, true)),
         (&[(BUFFERS, 8, false)], 0, (4, 0, false)),
-        // A device that says nonsense of what it cannot write.
-        (&[(BUFFERS, 8, false)], 5, (4, 0, false)),
+        // A device that says nonsense of what it cannot write: the length is reserved then.
+        (&[(BUFFERS, 8, false)], 5, (4, 5, false)),
     ] {
         let ram = HostRam::new(RAM_SIZE);
         let mut driver = PackedDriver::new(guest_memory(&ram), 8);
@@ -228,6 +228,28 @@ fn a_list_as_long_as_the_queue_is_legal_and_a_longer_one_is_not() {
         }
     });
     assert_eq!(empty, Err(QueueError::ChainTooLong));
+}
+
+#[test]
+fn a_list_in_flight_is_not_taken_again_after_an_interrupt_decision_at_the_end_of_the_ring() {
+    let ram = HostRam::new(RAM_SIZE);
+    let mut driver = PackedDriver::new(guest_memory(&ram), 2);
+    driver.set_event(DESC, (0, true));
+    let mut queue = started(&driver, PACKED.union(Features::EVENT_IDX));
+    let ring = queue.ring().unwrap();
+    driver.offer(0, ONE);
+    driver.offer(1, ONE);
+    assert_eq!(pop(ring, &driver.memory).unwrap().unwrap().0, 0);
+    assert_eq!(pop(ring, &driver.memory).unwrap().unwrap().0, 1);
+    ring.complete(head(0, 1), 1);
+    assert!(ring.publish());
+    assert_eq!(driver.used(), Some((0, 1, true)));
+    ring.begin_batch();
+    driver.offer(2, ONE);
+    assert_eq!(pop(ring, &driver.memory).unwrap().unwrap().0, 2);
+    // The place of list 1, which is at work.
+    driver.descriptor(1, (BUFFERS, 1, 0, wire::USED));
+    assert_eq!(pop(ring, &driver.memory), Err(QueueError::AvailableIndex));
 }
 
 #[test]
@@ -422,13 +444,13 @@ fn a_list_put_back_is_popped_again_across_the_end_of_the_ring() {
         driver.offer(id, &[(BUFFERS, 1, true); 2]);
         for _ in 0..2 {
             assert_eq!(pop(ring, &driver.memory).unwrap().unwrap().0, id);
-            assert_eq!(ring.outstanding(), 1);
-            ring.put_back();
+            assert_eq!(ring.outstanding(), 2);
+            ring.put_back(Head::new(id, 2, true));
             assert!(ring.has_leftover());
             assert_eq!(ring.outstanding(), 0);
         }
         // Once is enough: nothing more comes back.
-        ring.put_back();
+        ring.put_back(Head::new(id, 2, true));
         ring.begin_batch();
         assert_eq!(serve(ring, &driver.memory, 1), Some(id));
         ring.publish();

@@ -92,9 +92,9 @@ impl<'m> Echo<'m> {
     fn serve(&mut self, context: &mut Context<'_, 'm>) {
         let mut queue = context.queue(0).unwrap();
         if core::mem::take(&mut self.script.borrow_mut().put_back)
-            && queue.pop(&mut self.chain).is_some()
+            && let Some(chain) = queue.pop(&mut self.chain)
         {
-            queue.put_back();
+            queue.put_back(chain.head);
         }
         while let Some(mut chain) = queue.pop(&mut self.chain) {
             let number = chain.readable.read_object().unwrap();
@@ -121,8 +121,8 @@ impl<'m> VirtioDevice<'m> for Echo<'m> {
         if self.script.borrow().lazy {
             // As a busy back end: one chain is seen, and left.
             let mut queue = context.queue(0).unwrap();
-            if queue.pop(&mut self.chain).is_some() {
-                queue.put_back();
+            if let Some(chain) = queue.pop(&mut self.chain) {
+                queue.put_back(chain.head);
             }
             return;
         }
