@@ -30,7 +30,7 @@
 //! | [`monitor`] | the shell of whoever is in charge: commands, snapshots, hypercalls |
 //! | [`drivers`] | polled drivers over two seams, registers and shared memory |
 //! | [`fdt`] | the board's device tree is read, the guest's is written |
-//! | [`vm`] | a machine: exits, bus, loader, emulated UART and clock |
+//! | [`vm`] | a machine: configuration, life, its vCPUs' turns, exits, bus, loader, emulated UART and clock |
 //! | [`sync`], [`rate_limit`] | locks; a bound on what a guest can have logged |
 //! | `bringup`, in the image | from the hand-over of the boot code to the guest |
 //!
@@ -48,20 +48,35 @@
 //! 3. `arch::boot::rust_entry`, then the function named by `entry!`: `bringup::run`.
 //! 4. `bringup::board`: the tree is probed, mapped and read ([`fdt::Board::read`]); the console it
 //!    names is opened (`arch::console`).
-//! 5. `bringup::guest::run`: modules checked ([`fdt::Board::check_modules`]); RAM that is left
-//!    ([`fdt::Board::free_ram`]), first EL2's pool ([`memory::FramePool`]), then the guest's; stage
-//!    2 ([`memory::stage2::Stage2::map`]); the physical GIC (`arch::gic::PhysicalGic::init`); the
-//!    machine ([`vm::Vm::new`]); its disk ([`drivers::virtio::VirtioBlk::new`] behind
-//!    [`virtio::devices::block::Block`], plugged in by [`vm::Vm::plug`]).
-//! 6. `arch::guest::Seat::start`: traps set (`arch::el1::set_traps`); RAM zeroed
-//!    (`arch::cache::scrub`); kernel, ramdisk and tree placed ([`vm::loader::load`],
-//!    [`vm::Vm::describe`]); EL1 put into its reset state (`arch::el1::reset`); `enter_guest`. A
-//!    guest's SYSTEM_RESET comes back to this step.
+//! 5. `bringup::machines::run`: the VMs of the tree are read and judged
+//!    ([`vm::config::Configuration::read`]); of the RAM that is left ([`fdt::Board::free_ram`]) first EL2's
+//!    pool ([`memory::FramePool`]), then each VM's ([`vm::config::Configuration::place`]). `bringup::cores`
+//!    brings up the physical GIC (`arch::gic::PhysicalGic::init`) and the other cores
+//!    (`arch::smp::start`).
+//! 6. Each VM: stage 2 ([`memory::stage2::Stage2::map`]), the machine ([`vm::Vm::new`]), its disks
+//!    ([`drivers::virtio::VirtioBlk::new`] behind [`virtio::devices::block::Block`], plugged in by
+//!    [`vm::Vm::plug`]), a `Resident` for each vCPU, added to the `Seat` of its core.
+//! 7. All cores go to their seats: `arch::guest::Seat::run` sets the traps (`arch::el1::set_traps`) and looks
+//!    for something to do. What there is at first is to start machines: the next section.
+//!
+//! # Life of a machine
+//!
+//! 1. [`vm::lifecycle::Life::ask`]: at boot, by a guest's PSCI call or its crash, by an operator. The home
+//!    core, that of vCPU 0, is nudged, and its seat calls [`vm::lifecycle::Manager::step`].
+//! 2. Down: no vCPU may run any more, each leaves its core ([`vm::vcpus::VcpuTable::is_at_rest`]); the devices
+//!    let go of the RAM and the interrupt controller is reset ([`vm::Vm::reset`]).
+//! 3. Up: RAM zeroed piece by piece (`arch::cache::scrub`); kernel, ramdisk and tree placed
+//!    ([`vm::loader::load`], [`vm::Vm::describe`]); vCPU 0 turned on
+//!    ([`vm::vcpus::VcpuTable::turn_on`]), as PSCI's CPU_ON does for the others.
+//! 4. The core of a vCPU that was turned on finds it (`Seat::wake`), gives it its reset state
+//!    (`arch::context::El1Context::reset`) and, when it is its turn ([`vm::run_queue::RunQueue::pick`]), puts
+//!    it on the core (`Seat::load`); `Seat::unload` is the way back. With nobody ready the core
+//!    sleeps at EL2.
 //!
 //! # Exit
 //!
-//! 1. `boot/vectors.S`, `guest_exit`: x0-x30, ELR_EL2 and SPSR_EL2 go to the vCPU that TPIDR_EL2
-//!    points to. The rest of the EL1 state stays where it is.
+//! 1. `boot/vectors.S`, `guest_exit`: x0-x30, ELR_EL2 and SPSR_EL2 go to the vCPU in the seat that
+//!    TPIDR_EL2 points to. The rest of the EL1 state stays where it is.
 //! 2. `arch::exception::on_sync` calls [`vm::exit::synchronous`], which decodes ESR_EL2 once
 //!    ([`cpu::Syndrome::decode`]).
 //! 3. By class:
@@ -72,11 +87,12 @@
 //!      ([`cpu::abort::ExceptionSource::inject`]).
 //!    - HVC, SMC: [`cpu::psci::Call::handle`]; nothing reaches the firmware.
 //!    - MSR, MRS and system instructions: [`cpu::sysreg::access`], one table.
-//!    - instruction abort: an external abort for the guest. WFI is not trapped. Anything else is an
-//!      undefined instruction.
+//!    - WFI, trapped where vCPUs share a core: the vCPU waits, another has its turn.
+//!    - instruction abort: an external abort for the guest. Anything else is an undefined instruction.
 //! 4. With requests in flight, [`vm::Vm::poll`]: an exit is a poll point.
-//! 5. [`vm::exit::Next`]: back through `resume_guest` in `boot/vectors.S`, or the machine is reset,
-//!    turned off or stopped (`arch::guest::Seat::leave`).
+//! 5. [`vm::exit::Next`]: back through `resume_guest` in `boot/vectors.S`. Else the vCPU waits or is off,
+//!    or its machine is to be reset, turned off or stopped (`arch::guest::Seat::leave`), and somebody
+//!    else's turn is looked for (`arch::guest::Seat::look`).
 //!
 //! # I/O
 //!
@@ -106,11 +122,14 @@
 //!   ([`gic::ListRegisters`], on hardware `arch::gic::list_registers`). What does not fit waits; the
 //!   maintenance interrupt asks for more ([`gic::Vgic::on_maintenance`]). The guest acknowledges
 //!   and ends interrupts at the virtual CPU interface, without an exit.
+//! - *To a vCPU on another core*: every change of [`gic::Vgic`] says whom it concerns
+//!   ([`gic::VcpuSet`]); their cores are nudged by SGI 0 ([`vm::Host::nudge`]), and list what they find.
 //! - *Physical*: `arch::exception::on_irq`, `arch::interrupts::serve`. The guest's timers are
 //!   dropped and handed on with HW = 1 ([`gic::Vgic::inject_hw`]), so the guest's deactivation is
 //!   the physical one. Devices' interrupts are doorbells: they say that it is time to poll. The
 //!   console's says that there is input ([`vm::Vm::receive`]). CNTHP is EL2's timer, set while
-//!   requests are in flight, and for the alarm of the guest's clock ([`vm::Vm::on_timer`]).
+//!   requests are in flight, for the alarm of a guest's clock ([`vm::Vm::on_timer`]), at the end of a
+//!   slice, and when the timer of a vCPU that waits is due.
 //!
 //! # Faults
 //!
@@ -141,7 +160,7 @@
 //! |---|---|
 //! | SCR_EL3, CPTR_EL3, ICC_SRE_EL3, SPSR_EL3, ELR_EL3 | `boot/entry.S`, when entered at EL3 |
 //! | SCTLR_EL2, TCR_EL2, MAIR_EL2, TTBR0_EL2, VBAR_EL2 | `boot/entry.S`, from `arch::layout` |
-//! | ELR_EL2, SPSR_EL2, TPIDR_EL2 | `boot/vectors.S`; `arch::guest::Seat::start` |
+//! | ELR_EL2, SPSR_EL2, TPIDR_EL2 | `boot/vectors.S`; `arch::guest::Seat::run` |
 //! | HCR_EL2, CPTR_EL2, MDCR_EL2, HSTR_EL2, HCRX_EL2, CNTHCTL_EL2, VPIDR_EL2, MDSCR_EL1 | `arch::el1::set_traps`; HCR_EL2 first in `boot/entry.S` |
 //! | VMPIDR_EL2, CNTVOFF_EL2, `*_EL1`, `*_EL0` | `arch::context` |
 //! | ESR_EL1, ELR_EL1, SPSR_EL1, FAR_EL1 of an exception put into the guest; SP_EL0, SP_EL1 of a write-back | `arch::core` |

@@ -6,7 +6,7 @@
 //! | x0 to x30, pc, PSTATE | `boot/vectors.S`, at every exit |
 //! | system registers it writes without a trap, its timers, V0 to V31 | [`El1Context`] |
 //! | stage 2 and its VMID | [`super::stage2::Registers`] |
-//! | its side of the interrupt controller | [`super::list_registers`], [`super::gic`] |
+//! | its side of the interrupt controller | [`super::gic`] |
 //! | what it reaches by traps only | the portable vCPU |
 
 use core::arch::asm;

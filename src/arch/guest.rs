@@ -3,7 +3,7 @@
 //! The vectors come back to a [`Seat`], one a core. The vCPU that runs sits in it, its EL1 state in
 //! the core's registers; that of the others waits in their [`Resident`]. A core with one vCPU never
 //! changes it, and its guest's WFI is the core's own. Whatever is more than an exit served and
-//! resumed comes to [`Seat::look`].
+//! resumed comes to `Seat::look`.
 
 use core::arch::asm;
 use core::time::Duration;
@@ -184,7 +184,7 @@ impl Machine {
 /// One core at work. The vectors know it by the address of its first field.
 #[repr(C)]
 pub struct Seat {
-    /// The vCPU that runs; its registers come first. Nobody's while [`Self::current`] is `None`.
+    /// The vCPU that runs; its registers come first. Nobody's while none is on the core.
     pub vcpu: Vcpu<'static>,
     /// The core.
     pub core: Core,
