@@ -448,7 +448,9 @@ impl Seat {
         {
             self.core.wake_at(self.slice_end);
         }
-        let waiting = self.residents.iter().map(|resident| resident.wake);
+        // Of a machine that stands still no timer wakes anybody.
+        let waiting = self.residents.iter().filter(|resident| resident.vcpu.vm.life.may_run());
+        let waiting = waiting.map(|resident| resident.wake);
         let machines = self.machines.iter().map(|machine| machine.next);
         let first = waiting.chain(machines).min().unwrap_or(NEVER);
         if first != NEVER {
