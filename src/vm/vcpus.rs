@@ -130,8 +130,8 @@ impl VcpuTable {
         if others() {
             return true;
         }
-        slot.power.store(ON, Ordering::SeqCst);
-        false
+        // Unless another one has turned it on again, before it went off itself.
+        slot.power.compare_exchange(OFF, ON, Ordering::SeqCst, Ordering::Relaxed).is_err()
     }
 
     /// Turns all off: the machine is stopped.
@@ -253,6 +253,29 @@ mod tests {
             });
             assert_eq!(accepted, 1);
             assert!(table.take_start(vcpu(1)).is_some());
+            table.reset();
+        }
+    }
+
+    #[test]
+    fn a_vcpu_that_goes_off_is_not_lost_when_the_other_turns_it_on_and_goes_off_too() {
+        let table = VcpuTable::new(&[0, 1]);
+        for _ in 0..2000 {
+            for index in 0..2 {
+                table.turn_on(vcpu(index), start(0)).unwrap();
+                table.take_start(vcpu(index)).unwrap();
+            }
+            let (off, accepted, other_off) = std::thread::scope(|scope| {
+                let table = &table;
+                let first = scope.spawn(move || table.turn_off(vcpu(0)));
+                let accepted = (0..1000).any(|_| table.turn_on(vcpu(0), start(0x1000)).is_ok());
+                let other_off = table.turn_off(vcpu(1));
+                (first.join().unwrap(), accepted, other_off)
+            });
+            if accepted {
+                assert!(off && other_off);
+                assert_eq!(table.take_start(vcpu(0)), Some(start(0x1000)));
+            }
             table.reset();
         }
     }
