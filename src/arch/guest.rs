@@ -50,7 +50,7 @@ pub struct Resident {
     waits: bool,
     /// When its timers end its wait.
     wake: Ticks,
-    /// No other vCPU of its machine has been on the core since it was.
+    /// No other vCPU of its machine has been on the core since it was, nor has it been turned on anew.
     ran_last: bool,
 }
 
@@ -84,6 +84,8 @@ impl Resident {
         let life = &self.vcpu.vm.life;
         self.on_since = life.starts();
         self.ready();
+        // What the TLBs keep of an earlier start would be taken for this one's.
+        self.ran_last = false;
         let mpidr = MPIDR_RES1 | self.vcpu.index.get() as u64;
         self.context = El1Context::reset(mpidr, life.epoch());
         self.interface = VirtualInterface::RESET;
@@ -327,6 +329,8 @@ impl Seat {
     pub(super) fn leave(&'static mut self, next: Next) -> &'static mut Self {
         let vm = self.vcpu.vm;
         let index = self.vcpu.index;
+        // What ends the machine is asked for while the vCPU is still on its core, and the machine thus
+        // cannot end before: of several vCPUs that ask at once none asks the machine's next life.
         match next {
             Next::Resume => return self,
             Next::Wait => {
@@ -347,20 +351,20 @@ impl Seat {
             }
             Next::Reset => {
                 log::info!("{}: reset", vm.name);
-                self.retire();
                 vm.ask(Request::Reset, &mut self.core);
+                self.retire();
             }
             Next::PowerOff => {
                 self.intercepted(next);
-                self.retire();
                 vm.ask(Request::Stop, &mut self.core);
+                self.retire();
             }
             Next::Stop(reason) => {
                 log::error!("{}: stopped: {reason}", vm.name);
                 self.dump();
                 self.intercepted(next);
-                self.retire();
                 vm.ask(Request::Crash, &mut self.core);
+                self.retire();
             }
         }
         self.look()
@@ -429,16 +433,18 @@ impl Seat {
                 self.set_alarms(false);
                 self.sleep();
             }
+            // Interrupts are masked at EL2. Those of machines whose vCPUs all wait are not to wait for
+            // another one to be started.
+            interrupts::serve(self);
         }
     }
 
-    /// Waits for an interrupt, and serves it. What is to be done after it is looked for again.
+    /// Waits for an interrupt.
     fn sleep(&mut self) {
         if !self.core.look {
-            // Interrupts are masked at EL2; one that is pending ends the wait all the same.
+            // One that is pending ends the wait although it is masked.
             barrier::wait_for_interrupt();
         }
-        interrupts::serve(self);
     }
 
     /// Has EL2's timer come at the first of what this core waits for.
