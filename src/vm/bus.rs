@@ -3,6 +3,7 @@
 use super::host::Host;
 use super::layout;
 use super::machine::Vcpu;
+use super::watchdog::Frame;
 use crate::cpu::Width;
 use crate::memory::Ipa;
 use crate::virtio::{self, WriteOutcome};
@@ -25,6 +26,8 @@ pub enum Target {
     Uart(u64),
     /// The PL031.
     Rtc(u64),
+    /// The watchdog.
+    Watchdog(Frame, u64),
 }
 
 /// How an access ended.
@@ -62,6 +65,12 @@ impl Target {
         match raw & !0xfff {
             page if page == layout::UART.raw() => Some(Self::Uart(raw & 0xfff)),
             page if page == layout::RTC.raw() => Some(Self::Rtc(raw & 0xfff)),
+            page if page == layout::WATCHDOG_CONTROL.raw() => {
+                Some(Self::Watchdog(Frame::Control, raw & 0xfff))
+            }
+            page if page == layout::WATCHDOG_REFRESH.raw() => {
+                Some(Self::Watchdog(Frame::Refresh, raw & 0xfff))
+            }
             _ => None,
         }
     }
@@ -109,6 +118,12 @@ impl Vcpu<'_> {
             Target::Rtc(offset) => {
                 self.exits.mmio += 1;
                 vm.with_rtc(Some(self.index), host, |rtc, now| rtc.read(offset, width, now))
+            }
+            Target::Watchdog(frame, offset) => {
+                self.exits.mmio += 1;
+                vm.with_watchdog(Some(self.index), host, |watchdog, now| {
+                    watchdog.read(frame, offset, width, now)
+                })
             }
         })
     }
@@ -158,6 +173,12 @@ impl Vcpu<'_> {
                 self.exits.mmio += 1;
                 vm.with_rtc(Some(self.index), host, |rtc, now| {
                     rtc.write(offset, width, value, now)
+                });
+            }
+            Target::Watchdog(frame, offset) => {
+                self.exits.mmio += 1;
+                vm.with_watchdog(Some(self.index), host, |watchdog, now| {
+                    watchdog.write(frame, offset, width, value, now);
                 });
             }
         }

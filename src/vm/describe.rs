@@ -4,7 +4,7 @@ use super::layout;
 use super::loader::Placement;
 use super::machine::{MAX_DEVICES, Vm};
 use crate::fdt::WriteError;
-use crate::fdt::guest::{GuestGic, GuestSlot, GuestTree};
+use crate::fdt::guest::{GuestGic, GuestSlot, GuestTree, GuestWatchdog};
 use crate::gic::{GicVersion, MAX_VCPUS};
 use crate::memory::Ipa;
 use crate::memory::guest::MAX_REGIONS;
@@ -49,7 +49,10 @@ impl Vm<'_> {
             },
             uart: Some(layout::UART),
             rtc: Some(layout::RTC),
-            watchdog: None,
+            watchdog: Some(GuestWatchdog {
+                control: layout::WATCHDOG_CONTROL,
+                refresh: layout::WATCHDOG_REFRESH,
+            }),
             virtio: &virtio,
         };
         tree.write(buffer)

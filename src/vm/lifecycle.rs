@@ -18,6 +18,7 @@ use super::host::Host;
 use super::loader::{LoadError, Placement};
 use super::machine::Vm;
 use super::vcpus::Start;
+use super::watchdog::Watchdog;
 use crate::backend::clock::{Frequency, Ticks};
 use crate::fdt::OnCrash;
 use crate::gic::VcpuIndex;
@@ -276,6 +277,7 @@ impl Manager {
             vm.nudge_all(host);
         } else if has(Request::Resume) && state == State::Paused {
             vm.life.set(State::Running);
+            vm.with_watchdog(None, host, Watchdog::resume);
             vm.nudge_all(host);
         }
     }
@@ -387,6 +389,7 @@ impl Manager {
         let _ = vm.vcpus.turn_on(VcpuIndex::BOOT, start);
         self.started = host.now();
         vm.life.epoch.store(self.started.0, Ordering::Relaxed);
+        vm.with_watchdog(None, host, |watchdog, now| watchdog.reset(now));
         self.phase = Phase::Settled;
         vm.life.starts.fetch_add(1, Ordering::Relaxed);
         vm.life.set(State::Running);

@@ -3,7 +3,7 @@
 //! Where a method takes `here`, that is the vCPU of this machine whose state is on this core, if one
 //! is: what has become pending for it is listed at once. The cores of the others are nudged.
 //!
-//! Locks: each virtio slot, the UART and the clock have their own, and no two of these are held at
+//! Locks: each virtio slot, the UART, the clock and the watchdog have their own, and no two of these are held at
 //! once. Under any of them the interrupt controller's may be taken, or that of the log's limit, and
 //! under those none; a line for the log takes the board's console as well. A lock is never held
 //! while a guest runs, nor while a disk is waited for.
@@ -21,6 +21,7 @@ use super::pl011::Pl011;
 use super::pl031::Pl031;
 use super::stats::ExitCounts;
 use super::vcpus::{CoreNumber, VcpuTable};
+use super::watchdog::Watchdog;
 use crate::backend::clock::Ticks;
 use crate::cpu::GuestRegisters;
 use crate::cpu::sysreg::Limits;
@@ -58,6 +59,8 @@ pub struct Vm<'m> {
     uart: Mutex<Pl011>,
     /// Its clock.
     rtc: Mutex<Pl031>,
+    /// Its watchdog.
+    watchdog: Mutex<Watchdog>,
     /// Its virtio devices, by slot.
     slots: heapless::Vec<Mutex<MmioTransport<'m, 'm>>, MAX_DEVICES>,
     /// Slots that are to be polled: a bit for each that wants it at every poll point ([`SOON`]), and
@@ -97,6 +100,7 @@ impl<'m> Vm<'m> {
             gic: Mutex::new(gic),
             uart: Mutex::new(Pl011::new()),
             rtc: Mutex::new(rtc),
+            watchdog: Mutex::new(Watchdog::new(Ticks(0))),
             slots: heapless::Vec::new(),
             to_poll: AtomicU32::new(0),
             log_limit: Mutex::new(log_limit),
@@ -390,10 +394,40 @@ impl<'m> Vm<'m> {
         result
     }
 
+    /// Works on the watchdog, passes on what it then signals, and has the core come back when it would
+    /// expire. The second expiry resets this machine.
+    pub(super) fn with_watchdog<H: Host, T>(
+        &self,
+        here: Option<VcpuIndex>,
+        host: &mut H,
+        work: impl FnOnce(&mut Watchdog, Ticks) -> T,
+    ) -> T {
+        let now = host.now();
+        let mut watchdog = self.watchdog.lock();
+        let (line, over) = watchdog.signals();
+        let result = work(&mut watchdog, now);
+        let new_line = watchdog.interrupt_line(now);
+        if new_line != line {
+            self.set_line(layout::WATCHDOG_SPI, new_line, here, host);
+        }
+        if !over && watchdog.has_expired(now) {
+            log::warn!("{}: its watchdog has expired", self.name);
+            self.ask(Request::Reset, host);
+        }
+        if let Some(deadline) = watchdog.deadline(now) {
+            host.wake_at(deadline);
+        }
+        result
+    }
+
     /// A time that was asked for by [`Host::wake_at`] or [`Host::keep_polling`] has come, or
     /// another one. To be followed by [`Self::poll`].
     pub fn on_timer<H: Host>(&self, here: Option<VcpuIndex>, host: &mut H) {
         self.with_rtc(here, host, |_, _| ());
+        // That of a machine that stands still waits until it goes on: see the manager of its life.
+        if self.life.may_run() {
+            self.with_watchdog(here, host, |_, _| ());
+        }
         if self.has_work_in_flight() {
             host.keep_polling();
         }
@@ -406,7 +440,8 @@ impl<'m> Vm<'m> {
         }
     }
 
-    /// Resets the machine's devices and its interrupt controller. None of its vCPUs is on a core,
+    /// Resets the machine's devices and its interrupt controller, but for the watchdog, whose reset comes
+    /// with the next start: it counts from then. None of its vCPUs is on a core,
     /// and no other machine's is on this one. `false` while a physical device may still reach the
     /// guest's memory: then call again.
     pub fn reset<H: Host>(&self, host: &mut H) -> bool {

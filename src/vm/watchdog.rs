@@ -74,6 +74,20 @@ impl Watchdog {
         *self = Self { ws1, ..Self::new(behind) };
     }
 
+    /// The machine goes on after it stood still: the watchdog starts over with its full offset, so that it
+    /// does not take for the guest's fault what was the operator's wish.
+    pub fn resume(&mut self, now: Ticks) {
+        if self.enabled && !self.ws1 {
+            self.rewind(now);
+        }
+    }
+
+    /// What it signals, as of the last call that said what time it was: its interrupt (WS0), and that the
+    /// machine is to be reset (WS1).
+    pub const fn signals(&self) -> (bool, bool) {
+        (self.ws0, self.enabled && self.ws1)
+    }
+
     /// The level of the interrupt line: WS0.
     pub fn interrupt_line(&mut self, now: Ticks) -> bool {
         self.expire(now);
@@ -221,6 +235,24 @@ mod tests {
         assert!(watchdog.has_expired(at(202)));
         assert_eq!(control(&mut watchdog, WCS, 202), 0b111);
         assert_eq!(watchdog.deadline(at(202)), None);
+    }
+
+    #[test]
+    fn a_machine_that_goes_on_has_the_full_offset_again() {
+        let mut watchdog = running();
+        watchdog.resume(at(1000));
+        assert_eq!(watchdog.signals(), (false, false));
+        assert!(!watchdog.interrupt_line(at(1100)));
+        assert!(watchdog.interrupt_line(at(1101)));
+        watchdog.resume(at(5000));
+        assert!(!watchdog.has_expired(at(5100)));
+        assert!(watchdog.has_expired(at(5101)));
+        assert_eq!(watchdog.signals(), (true, true));
+        watchdog.resume(at(9000));
+        assert!(watchdog.has_expired(at(9000)));
+        let mut off = Watchdog::new(Ticks(BEHIND));
+        off.resume(at(1000));
+        assert_eq!((off.deadline(at(1000)), control(&mut off, WCV, 1000)), (None, 0));
     }
 
     #[test]

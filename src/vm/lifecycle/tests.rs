@@ -3,6 +3,7 @@
 use super::super::testing::{FakeHost, HERTZ, Machine};
 use super::*;
 use crate::backend::clock::Frequency;
+use crate::vm::layout;
 
 const SECOND: u64 = HERTZ;
 
@@ -216,4 +217,79 @@ fn a_thousand_resets_end_as_the_first() {
         assert_eq!(home.state(), State::Running);
     }
     assert_eq!((home.board.loads, home.machine.vm.life.starts()), (1001, 1001));
+}
+
+const WATCHDOG_INTID: u32 = layout::FIRST_SPI + layout::WATCHDOG_SPI;
+const WCS: u64 = layout::WATCHDOG_CONTROL.raw();
+const WOR: u64 = layout::WATCHDOG_CONTROL.raw() + 8;
+const WRR: u64 = layout::WATCHDOG_REFRESH.raw();
+
+/// A machine that runs since [`SECOND`], with a watchdog of 100 ticks.
+fn watched() -> Home {
+    let mut home = Home::new(OnCrash::Stop);
+    home.machine.host.now = Ticks(SECOND);
+    home.ask(Request::Start);
+    home.run();
+    home.machine.enable_interrupts();
+    home.machine.set(WOR, 100);
+    home.machine.set(WCS, 1);
+    assert_eq!(home.machine.host.wake, Some(Ticks(SECOND + 101)));
+    home
+}
+
+#[test]
+fn a_watchdog_that_nobody_feeds_interrupts_and_then_resets_its_machine() {
+    let mut home = watched();
+    home.machine.host.now = Ticks(SECOND + 90);
+    home.machine.set(WRR, 0);
+    assert!(home.machine.run_timer(Ticks(SECOND + 101)), "the deadline of before");
+    assert_eq!(home.machine.host.lrs.pending(), []);
+    assert!(home.machine.run_timer(Ticks(SECOND + 191)));
+    assert_eq!(home.machine.host.lrs.pending(), [WATCHDOG_INTID]);
+    assert!(!home.machine.vm.life.is_asked());
+    assert!(home.machine.run_timer(Ticks(SECOND + 292)));
+    assert!(home.machine.vm.life.is_asked());
+
+    home.settle();
+    assert_eq!(home.state(), State::Stopping);
+    home.machine.host.wake = Some(Ticks(0));
+    assert!(home.machine.run_timer(Ticks(SECOND + 500)));
+    assert!(!home.machine.vm.life.is_asked(), "once is enough");
+    home.machine.vm.unload_interrupts(VcpuIndex::BOOT, &mut home.machine.host);
+    home.leave();
+    home.settle();
+    assert_eq!((home.state(), home.board.loads), (State::Running, 2));
+    home.machine.enable_interrupts();
+    assert_eq!(home.machine.host.lrs.pending(), []);
+    assert_eq!(home.machine.get(WCS), 0b100, "off; it was the cause");
+    assert_eq!(home.machine.get(WCS + 16), 0);
+}
+
+#[test]
+fn a_machine_that_stands_still_is_not_reset_by_its_watchdog() {
+    let mut home = watched();
+    home.ask(Request::Pause);
+    assert!(home.machine.run_timer(Ticks(SECOND + 101)));
+    home.machine.host.wake = Some(Ticks(0));
+    assert!(home.machine.run_timer(Ticks(SECOND + 500)));
+    assert!(!home.machine.vm.life.is_asked());
+    assert_eq!(home.machine.host.wake, None);
+    home.ask(Request::Resume);
+    assert_eq!(home.machine.host.lrs.pending(), []);
+    assert_eq!(home.machine.host.wake, Some(Ticks(SECOND + 601)));
+    assert!(home.machine.run_timer(Ticks(SECOND + 601)));
+    assert!(home.machine.run_timer(Ticks(SECOND + 702)));
+    assert!(home.machine.vm.life.is_asked());
+}
+
+#[test]
+fn the_watchdog_of_a_machine_that_is_down_does_nothing() {
+    let mut home = watched();
+    home.ask(Request::Stop);
+    home.leave();
+    home.settle();
+    assert_eq!(home.state(), State::Off);
+    assert!(home.machine.run_timer(Ticks(SECOND + 101)));
+    assert_eq!(home.machine.host.wake, None);
+    assert!(!home.machine.vm.life.is_asked());
 }
