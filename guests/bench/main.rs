@@ -1,7 +1,8 @@
 //! Measures, from EL1, what exits and virtio queues cost; `qemu/bench` builds and loads it.
 //!
 //! Without arguments: instructions per operation (`exits`). With `queue`: batches of reads from the
-//! disk over a split ring (`queue`); `packed`, `batched` and `more` say what else. It is the built-in
+//! disk over a split ring (`queue`); `packed`, `batched` and `more` say what else. With `ipi`: an
+//! interrupt from a vCPU to another; with `share`: how much of its core it gets (`smp`). It is the built-in
 //! guest's machinery around other work, and not part of the EL2 image.
 //!
 //! Prints `bench NAME VALUE` lines; the last is `bench: N passed, M failed`.
@@ -41,6 +42,7 @@ mod racy;
 mod report;
 #[path = "../builtin/ring.rs"]
 mod ring;
+mod smp;
 #[path = "../builtin/timer.rs"]
 mod timer;
 
@@ -65,6 +67,10 @@ unsafe extern "C" fn guest_main(fdt: usize) -> ! {
     console::set_uart(board.uart);
     if board.has_argument("queue") {
         queue::run(&board);
+    } else if board.has_argument("ipi") {
+        smp::interrupts(&board);
+    } else if board.has_argument("share") {
+        smp::share(&board);
     } else {
         exits::run(&board);
     }

@@ -2,6 +2,27 @@
 //
 // Entered as the arm64 boot protocol says: x0 = FDT, MMU off, any 2 MiB-aligned address, at EL1.
 
+// Turns the MMU and the caches on; x1 is the address of the level 1 table. Changes x2.
+.macro mmu_on
+    mov     x2, #0xff04
+    msr     mair_el1, x2
+    msr     ttbr0_el1, x1
+    mov     x2, #0x3519             // T0SZ 25, IRGN0/ORGN0 write-back, SH0 inner, TG0 4 KiB
+    movk    x2, #0x80, lsl #16      // EPD1
+    movk    x2, #2, lsl #32         // IPS 40 bits
+    msr     tcr_el1, x2
+    tlbi    vmalle1
+    dsb     sy
+    isb
+    mov     x2, #0x1805             // I, SA0 off, C, M and the RES1 bit 11
+    movk    x2, #0x30d0, lsl #16    // RES1
+    msr     sctlr_el1, x2
+    isb
+    ic      iallu
+    dsb     sy
+    isb
+.endm
+
 .section .text.header, "ax"
 .global image_header
 image_header:
@@ -47,23 +68,7 @@ entry:
     dc      ivac, x1                // written with the caches off: drop what a cache may hold
     dsb     sy
 
-    mov     x2, #0xff04
-    msr     mair_el1, x2
-    msr     ttbr0_el1, x1
-    mov     x2, #0x3519             // T0SZ 25, IRGN0/ORGN0 write-back, SH0 inner, TG0 4 KiB
-    movk    x2, #0x80, lsl #16      // EPD1
-    movk    x2, #2, lsl #32         // IPS 40 bits
-    msr     tcr_el1, x2
-    tlbi    vmalle1
-    dsb     sy
-    isb
-    mov     x2, #0x1805             // I, SA0 off, C, M and the RES1 bit 11
-    movk    x2, #0x30d0, lsl #16    // RES1
-    msr     sctlr_el1, x2
-    isb
-    ic      iallu
-    dsb     sy
-    isb
+    mmu_on
 
     // Everything was linked at 0: add where we are to each pointer that the relative relocations
     // (RELR) list: an address, or a bitmap of the 63 words after the last word done.
@@ -109,6 +114,24 @@ entry:
     mov     x30, xzr
     bl      guest_main
     b       0b
+
+// A core that CPU_ON starts: x0 is the end of its stack, where its function's address is. Left out of a
+// guest that starts none.
+.section .text.secondary, "ax"
+.global secondary_entry
+secondary_entry:
+    adrp    x1, translation_table
+    mmu_on
+    adrp    x2, vectors
+    add     x2, x2, :lo12:vectors
+    msr     vbar_el1, x2
+    isb
+    mov     sp, x0
+    mov     x29, xzr
+    mov     x30, xzr
+    ldr     x2, [x0]
+    blr     x2
+    b       .
 
 // An exception from EL1 on its own stack: the whole frame, then Rust.
 .macro save_frame

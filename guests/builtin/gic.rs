@@ -71,10 +71,19 @@ pub(crate) fn affinity() -> u64 {
 /// Brings up the distributor, this redistributor and the CPU interface; unmasks interrupts.
 pub(crate) fn start(board: &Board) {
     write32(board.gicd + GICD_CTLR, ARE_AND_GROUP_1);
-    let waker = board.gicr + GICR_WAKER;
+    start_core(board.gicr);
+    enable(board, timer::INTID, false);
+    enable(board, 1, true);
+    unmask();
+}
+
+/// Brings up this core's redistributor, at `gicr`, and its CPU interface.
+#[inline]
+pub(crate) fn start_core(gicr: usize) {
+    let waker = gicr + GICR_WAKER;
     write32(waker, read32(waker) & !PROCESSOR_SLEEP);
     timer::wait(100, || read32(waker) & CHILDREN_ASLEEP == 0);
-    write32(board.gicr + SGI_BASE + IGROUPR, u32::MAX);
+    write32(gicr + SGI_BASE + IGROUPR, u32::MAX);
     // SAFETY: our own CPU interface, before interrupts are unmasked.
     unsafe {
         asm!(
@@ -85,9 +94,6 @@ pub(crate) fn start(board: &Board) {
             one = in(reg) 1u64, all = in(reg) 0xf8u64, options(nostack)
         );
     }
-    enable(board, timer::INTID, false);
-    enable(board, 1, true);
-    unmask();
 }
 
 /// Gives `intid` to this core at the default priority, edge-triggered or level-sensitive.
