@@ -16,7 +16,12 @@ pub(crate) const UNKNOWN_CALL: u32 = 0x4b00_0000;
 
 const NOT_SUPPORTED: i64 = -1;
 const INVALID_PARAMETERS: i64 = -2;
+const DENIED: i64 = -3;
 const ALREADY_ON: i64 = -4;
+
+/// sparkler's own calls (docs/monitor.md).
+const CALL_UID: u32 = 0x8600_ff01;
+const MONITOR_COMMAND: u32 = 0xc600_0001;
 
 /// Calls function `id` by HVC; x0 of the answer.
 pub(crate) fn hvc(id: u32, arguments: [u64; 3]) -> i64 {
@@ -28,6 +33,21 @@ pub(crate) fn hvc(id: u32, arguments: [u64; 3]) -> i64 {
             inout("x3") x3 => _, clobber_abi("C"), options(nostack));
     }
     answer
+}
+
+/// Gives sparkler's monitor a command; the length of its answer, or an error, and how it begins.
+fn command(command: &[u8]) -> (i64, [u8; 4]) {
+    let mut answer = [0u8; 1024];
+    let result: i64;
+    // SAFETY: the call reads the command and writes no more than the answer, which is identity-mapped.
+    unsafe {
+        asm!("hvc #0", inout("x0") u64::from(MONITOR_COMMAND) => result,
+            inout("x1") command.as_ptr() => _, inout("x2") command.len() => _,
+            inout("x3") answer.as_mut_ptr() => _, in("x4") answer.len(),
+            clobber_abi("C"), options(nostack));
+    }
+    let [a, b, c, d, ..] = answer;
+    (result, [a, b, c, d])
 }
 
 /// Calls function `id` by SMC; x0 of the answer.
@@ -77,6 +97,15 @@ pub(crate) fn run(board: &Board) {
         same(hvc(UNKNOWN_CALL, [0; 3]), NOT_SUPPORTED)?;
         same(hvc(0xffff_ffff, [u64::MAX; 3]), NOT_SUPPORTED)
     });
+    check("monitor: says that this is sparkler", || same(hvc(CALL_UID, [0; 3]), 0x2e6d_1c4f));
+    if command(b"vms").0 >= 0 {
+        check("monitor: an operator is told of the VMs", || {
+            let (len, answer) = command(b"vms");
+            expect(len > 100 && answer == *b"name", "answer", u32::from_le_bytes(answer))
+        });
+    } else {
+        check("monitor: who is no operator is denied", || same(command(b"vms").0, DENIED));
+    }
     check("smccc: SMC is answered here and never reaches firmware", || {
         let call = exception::guarded(|| smc(PSCI_VERSION));
         let version = call.map_err(|fault| Failed::seeing("SMC faulted, ESR", fault.esr))?;

@@ -10,14 +10,15 @@ use aarch64_cpu::registers::{
 
 use super::gic::list_registers::CoreListRegisters;
 use super::gic::{CoreAddress, PhysicalGic};
+use super::operator::BoardOperator;
 use super::registers::{HPFAR_EL2, ID_AA64MMFR1_EL1, ID_AA64PFR1_EL1};
 use super::smp::{MAX_CORES, this_core};
 use super::{barrier, console, id_registers, timer};
 use crate::backend::clock::{Clock, Frequency, Ticks};
-use crate::backend::serial::Serial;
 use crate::cpu::abort::{Injection, PstateFeatures};
 use crate::cpu::sysreg::{IdRegisters, SystemRegister};
 use crate::memory::Ipa;
+use crate::monitor::Operator;
 use crate::vm::host::{GuestVectors, Host};
 use crate::vm::vcpus::CoreNumber;
 
@@ -29,7 +30,7 @@ const TICK: Duration = Duration::from_millis(100);
 pub(super) const NUDGE: u32 = 0;
 
 /// Later than any time that comes.
-const NEVER: Ticks = Ticks(u64::MAX);
+pub(super) const NEVER: Ticks = Ticks(u64::MAX);
 
 /// One core at EL2.
 #[derive(Debug)]
@@ -47,8 +48,12 @@ pub struct Core {
     features: PstateFeatures,
     /// When EL2's timer fires; [`NEVER`] if it does not.
     wake: Ticks,
-    /// The guest's console has taken input, and the board's may have more for it.
+    /// A guest's console has taken input, and the board's may have more for it.
     pub(super) input_wanted: bool,
+    /// How long a guest is silent before what it has of a line is shown.
+    idle: Ticks,
+    /// When the console is to be looked at; [`NEVER`] if others do that.
+    pub(super) console_look: Ticks,
 }
 
 impl Core {
@@ -67,12 +72,35 @@ impl Core {
             features: PstateFeatures::from_id_registers(pfr1, mmfr1),
             wake: NEVER,
             input_wanted: false,
+            idle: frequency.ticks(console::IDLE),
+            console_look: NEVER,
         }
     }
 
     /// That of the system counter.
     pub(super) fn frequency(&self) -> Frequency {
         self.frequency
+    }
+
+    /// Has another core look.
+    #[inline]
+    pub(super) fn send_nudge(&self, core: CoreNumber) {
+        if let Some(Some(address)) = self.addresses.get(usize::from(core)) {
+            self.gic.send_sgi(*address, NUDGE);
+        }
+    }
+
+    /// See to it that the console is looked at by this core, in a little while.
+    #[cold]
+    pub(super) fn look_at_console_soon(&mut self) {
+        self.look_at_console(self.now().after(self.idle));
+    }
+
+    /// See to it that the console is looked at by this core, at `time`.
+    #[cold]
+    pub(super) fn look_at_console(&mut self, time: Ticks) {
+        self.console_look = self.console_look.min(time);
+        self.wake_at(time);
     }
 
     /// EL2's timer has fired.
@@ -166,8 +194,14 @@ impl Host for Core {
         }
     }
 
-    fn transmit(&mut self, byte: u8) {
-        console::with(|uart| uart.write_byte(byte));
+    fn transmit(&mut self, machine: usize, byte: u8) {
+        if console::output(machine, byte) {
+            self.look_at_console_soon();
+        }
+    }
+
+    fn with_operator<T>(&mut self, work: impl FnOnce(&mut dyn Operator) -> T) -> T {
+        work(&mut BoardOperator::new(self, false))
     }
 
     fn input_wanted(&mut self) {
@@ -176,11 +210,10 @@ impl Host for Core {
 
     #[inline]
     fn nudge(&mut self, core: CoreNumber) {
-        let core = usize::from(core);
-        if core == this_core() {
+        if usize::from(core) == this_core() {
             self.look = true;
-        } else if let Some(Some(address)) = self.addresses.get(core) {
-            self.gic.send_sgi(*address, NUDGE);
+        } else {
+            self.send_nudge(core);
         }
     }
 

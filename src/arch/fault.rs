@@ -110,7 +110,7 @@ pub(super) extern "C" fn on_fatal(dump: &mut Dump, kind: u64) -> &mut Dump {
         dump.sp
     );
     write_registers(&mut out, &|n| dump.x.get(n).copied().unwrap_or(0));
-    let _ = writeln!(out, "[sparkler] resetting the board");
+    let _ = writeln!(out, "\n[sparkler] resetting the board");
     end_report(out)
 }
 
@@ -147,11 +147,11 @@ fn reset() -> ! {
     firmware::park()
 }
 
-/// Writes x0 to x30, four a line.
+/// Writes x0 to x30, four a line, the last line without its end.
 #[inline(never)]
 pub(super) fn write_registers(out: &mut dyn Write, x: &dyn Fn(usize) -> u64) {
     for n in 0..31 {
-        let end = if n % 4 == 3 || n == 30 { "\n" } else { "" };
+        let end = if n % 4 == 3 { "\n" } else { "" };
         let _ = write!(out, "  x{n:<2} {:#018x}{end}", x(n));
     }
 }

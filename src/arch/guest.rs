@@ -9,11 +9,11 @@ use core::arch::asm;
 use core::time::Duration;
 
 use super::context::El1Context;
-use super::core::Core;
+use super::core::{Core, NEVER};
 use super::gic::{CoreAddress, PhysicalGic, VirtualInterface};
 use super::interrupts::{self, Doorbell, MAX_DOORBELLS};
 use super::smp::MAX_CORES;
-use super::{barrier, cache, context, el1, fault, pmu, stage2, timer};
+use super::{barrier, cache, context, el1, fault, operator, pmu, stage2, timer};
 use crate::backend::clock::{Clock, Ticks};
 use crate::cpu::{GuestRegisters, Pstate, Register};
 use crate::gic::VcpuIndex;
@@ -31,8 +31,6 @@ pub const MAX_MACHINES: usize = 8;
 const SLICE: Duration = Duration::from_millis(5);
 /// How long machines are started and ended in one go while vCPUs are ready.
 const MANAGE: Duration = Duration::from_millis(2);
-
-const NEVER: Ticks = Ticks(u64::MAX);
 
 /// MPIDR_EL1 bit 31, RES1. The affinity is 0.0.0.n.
 const MPIDR_RES1: u64 = 1 << 31;
@@ -207,8 +205,6 @@ pub struct Seat {
     machines: heapless::Vec<&'static mut Machine, MAX_MACHINES>,
     /// The core's interrupts are enabled.
     connected: bool,
-    /// Whose the input of the board's console is, on the core that has it.
-    pub reader: Option<&'static Vm<'static>>,
     /// Called when a guest turns its machine off or it cannot go on, before anything is done about
     /// it: for tests, which leave the core by it.
     pub intercept: Option<fn(Next) -> !>,
@@ -235,7 +231,6 @@ impl Seat {
             slice_end: NEVER,
             machines: heapless::Vec::new(),
             connected: false,
-            reader: None,
             intercept: None,
         }
     }
@@ -291,6 +286,13 @@ impl Seat {
     /// The vCPU that is on this core now, if one is.
     pub(super) fn loaded(&self) -> Option<VcpuIndex> {
         self.current.map(|_| self.vcpu.index)
+    }
+
+    /// Publishes the exits of the vCPU that is on this core.
+    pub(super) fn publish_exits(&self) {
+        if self.current.is_some() {
+            self.vcpu.vm.publish_exits(self.vcpu.index, &self.vcpu.exits);
+        }
     }
 
     /// Calls `work` for each machine that has a vCPU here.
@@ -550,6 +552,7 @@ impl Seat {
             self.forget_others(n, vm);
         }
         vm.load_interrupts(index, &mut self.core);
+        operator::runs(vm.number, index, n != self.last);
         self.current = Some(n);
         self.last = n;
         self.since = self.core.now();
@@ -596,8 +599,8 @@ impl Seat {
             registers.pc,
             self.core.syndrome()
         );
-        fault::write_registers(&mut super::console::Console, &|n| {
-            registers.get(Register::from_bits(n as u32))
+        super::console::log_line(|out| {
+            fault::write_registers(out, &|n| registers.get(Register::from_bits(n as u32)));
         });
     }
 }

@@ -2,13 +2,13 @@
 
 use core::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 
-use super::core::NUDGE;
+use super::core::{NEVER, NUDGE};
 use super::gic::PhysicalGic;
 use super::guest::Seat;
 use super::mmio::Mmio;
 use super::smp::this_core;
-use super::{console, gic, timer};
-use crate::backend::serial::Serial;
+use super::{console, gic, operator, timer};
+use crate::console::Input;
 use crate::gic::{IntId, VcpuSet};
 use crate::vm::Host;
 
@@ -53,9 +53,7 @@ impl Doorbell {
         gic.enable(self.intid, self.edge);
         match self.source {
             Source::VirtioMmio(registers) => registers.write32_relaxed(INTERRUPT_ACK, ALL_CAUSES),
-            Source::Console => {
-                console::with(|uart| uart.set_receive_interrupt(true));
-            }
+            Source::Console => console::set_receive_interrupt(true),
         }
     }
 }
@@ -149,6 +147,9 @@ pub(super) fn serve(seat: &mut Seat) {
                 seat.core.timer_has_fired();
                 gic.deactivate(acknowledged);
                 seat.each_vm(|vm, here, core| vm.on_timer(here, core));
+                if seat.core.console_look != NEVER {
+                    look_at_console(seat);
+                }
                 seat.core.look |= seat.must_look();
             }
             intid => {
@@ -173,6 +174,10 @@ fn nudged(seat: &mut Seat) {
     }
     if seat.must_look() {
         seat.core.look = true;
+    }
+    if operator::are_exits_wanted() {
+        seat.publish_exits();
+        operator::exits_are_published();
     }
     if INPUT_WANTED.load(Ordering::Relaxed) && INPUT_WANTED.swap(false, Ordering::Acquire) {
         feed_console(seat);
@@ -215,23 +220,63 @@ pub(super) fn want_input(seat: &mut Seat) {
     }
 }
 
-/// Passes the board's console input to the guest, as much as it has room for. With none left, the
-/// board's interrupt is off until the guest has read: input is never lost here, it waits. `false` if
-/// there was none.
+/// Passes the board's console input on, as much as there is room for. What its guest has no room for is
+/// held for a while, and the board's interrupt is off meanwhile: input waits here, and is only lost
+/// if its guest does not read at all. `false` if there was none.
 fn feed_console(seat: &mut Seat) -> bool {
-    console::with(|uart| uart.acknowledge_interrupt());
-    let Some(vm) = seat.reader else { return false };
-    let here = seat.here(vm);
+    console::acknowledge_interrupt();
     let mut any = false;
     for _ in 0..INPUT_BATCH {
-        if !vm.wants_input() {
-            console::with(|uart| uart.set_receive_interrupt(false));
-            return true;
-        }
-        let Some(byte) = console::with(Serial::read_byte).flatten() else { break };
-        vm.receive(byte, here, &mut seat.core);
+        let Some(input) = console::next_input() else { break };
         any = true;
+        match input {
+            Input::Nothing => {}
+            Input::Guest { guest, byte } => {
+                if !deliver(seat, guest, byte) && console::hold(guest, byte) {
+                    console::set_receive_interrupt(false);
+                    seat.core.look_at_console_soon();
+                    return true;
+                }
+            }
+            Input::Command(line) => {
+                seat.publish_exits();
+                operator::carry_out(&line, &mut seat.core);
+            }
+        }
     }
-    console::with(|uart| uart.set_receive_interrupt(true));
+    console::set_receive_interrupt(true);
+    if any {
+        // The view may have changed.
+        seat.core.look_at_console(seat.core.now());
+    }
     any
+}
+
+/// Gives a byte to a machine. `false` if it has no room; one that is down misses nothing.
+fn deliver(seat: &mut Seat, guest: usize, byte: u8) -> bool {
+    if let Some(vm) = operator::machine(guest)
+        && !vm.life.state().is_down()
+        && !vm.receive(byte, seat.here(vm), &mut seat.core)
+    {
+        return false;
+    }
+    console::delivered();
+    true
+}
+
+/// EL2's timer has fired: does what the console waits for.
+#[cold]
+fn look_at_console(seat: &mut Seat) {
+    let now = seat.core.now();
+    if seat.core.console_look > now {
+        let again = seat.core.console_look;
+        return seat.core.look_at_console(again);
+    }
+    seat.core.console_look = NEVER;
+    if console::is_held() && CONSOLE_CORE.load(Ordering::Relaxed) == this_core() as u8 + 1 {
+        feed_console(seat);
+    }
+    if let Some(time) = console::tick(now) {
+        seat.core.look_at_console(time);
+    }
 }

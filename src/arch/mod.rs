@@ -13,7 +13,7 @@
 //! | Interrupts | [`interrupts`]: physical ones served; [`gic`]: the physical GICv2 or GICv3, and the list registers it lends the virtual one |
 //! | Time | [`timer`]: the counter and EL2's timer; [`pmu`]: instructions counted |
 //! | Registers by name | [`registers`], [`id_registers`]; the rest is in the `aarch64-cpu` crate |
-//! | The board | [`mmio`]: device registers; [`console`]: the log's way out; [`firmware`]: PSCI by SMC |
+//! | The board | [`mmio`]: device registers; [`console`]: its serial line, shared by guests, log and monitor; [`operator`]: its machines, as the monitor sees them; [`firmware`]: PSCI by SMC |
 //! | EL2's own faults | [`fault`]: a dump and a reset; and probes, which may fault |
 //!
 //! Names are those of the Arm Architecture Reference Manual (DDI 0487, "Arm ARM") and of the GIC
@@ -37,6 +37,7 @@ pub mod interrupts;
 pub mod layout;
 pub mod mmio;
 pub mod mmu;
+pub mod operator;
 pub mod pmu;
 pub mod registers;
 pub mod smp;

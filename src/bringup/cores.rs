@@ -7,6 +7,7 @@ use core::time::Duration;
 
 use sparkler::arch::gic::{CoreAddress, Frames, PhysicalGic};
 use sparkler::arch::guest::Seat;
+use sparkler::arch::operator::BoardCore;
 use sparkler::arch::smp::{self, MAX_CORES};
 use sparkler::arch::timer::Counter;
 use sparkler::arch::{barrier, firmware};
@@ -45,6 +46,19 @@ impl Cores {
     /// How they address each other.
     pub(super) fn addresses(&self) -> [Option<CoreAddress>; MAX_CORES] {
         self.gics.map(|gic| gic.map(|gic| gic.this_core()))
+    }
+
+    /// All cores of the board that have a number.
+    pub(super) fn of_board(&self, board: &Board<'_>) -> [Option<BoardCore>; MAX_CORES] {
+        let mut cores = [None; MAX_CORES];
+        for (index, cpu) in board.cpus.iter().enumerate() {
+            let number = self.number_of(index);
+            if let Some(place) = cores.get_mut(number) {
+                let online = matches!(self.gics.get(number), Some(Some(_)));
+                *place = Some(BoardCore { affinity: cpu.mpidr, online });
+            }
+        }
+        cores
     }
 
     /// The number EL2 gives the `index`-th core of the tree, if it is up.

@@ -9,6 +9,7 @@ use sparkler::arch::gic::PhysicalGic;
 use sparkler::arch::guest::{Machine, Plan, Resident, Seat};
 use sparkler::arch::interrupts::{Doorbell, MAX_DOORBELLS, Source};
 use sparkler::arch::mmio::Mmio;
+use sparkler::arch::operator::{self, Inventory};
 use sparkler::arch::smp::MAX_CORES;
 use sparkler::arch::timer::Counter;
 use sparkler::arch::{cache, firmware, stage2};
@@ -22,8 +23,8 @@ use sparkler::fdt::{BlockSource, Board, DeviceKind, DeviceNode, Gic, Module, Tri
 use sparkler::gic::{GicVersion, MAX_VCPUS, VcpuIndex, Vgic};
 use sparkler::memory::stage2::{Attributes, Geometry, Stage2, Stage2Error, Vmid};
 use sparkler::memory::{FramePool, GuestMemory, PAGE_SIZE, PaRange, RamMap, SharedSlice};
+use sparkler::monitor::MemoryInfo;
 use sparkler::rate_limit::RateLimit;
-use sparkler::sync::Mutex;
 use sparkler::virtio::MmioTransport;
 use sparkler::virtio::devices::block::Block;
 use sparkler::vm::config::{Configuration, CoreSet, Kernel, MAX_VMS, Refusal, Resources, VmConfig};
@@ -87,26 +88,28 @@ pub(super) fn run(boot: BootInfo, board: Board<'static>, tree: PaRange) -> ! {
         Ok(options) => options,
         Err(word) => stop(format_args!("sparkler.virtio: \"{word}\" means nothing")),
     };
-    let mut builder =
-        Builder { board, cores, disks, options, pool, seats: [const { None }; MAX_CORES] };
+    let machines = heapless::Vec::new();
+    let mut builder = Builder {
+        board,
+        cores,
+        disks,
+        options,
+        pool,
+        machines,
+        seats: [const { None }; MAX_CORES],
+    };
     for config in config.vms() {
-        match builder.build(config) {
-            Ok(vm) => {
-                let _ = MACHINES.lock().push(vm);
-            }
-            Err(error) => log::error!("{}: not built: {error}", config.node),
+        if let Err(error) = builder.build(config) {
+            log::error!("{}: not built: {error}", config.node);
         }
     }
-    if MACHINES.lock().iter().all(|vm| !vm.life.is_asked()) {
+    if builder.machines.iter().all(|vm| !vm.life.is_asked()) {
         stop(format_args!("there is no VM to start"));
     }
     builder.attach_console();
+    operator::publish(builder.inventory(&free));
     cores::go(builder.seats)
 }
-
-/// The machines of the board, in its tree's order.
-static MACHINES: Mutex<heapless::Vec<&'static Vm<'static>, MAX_VMS>> =
-    Mutex::new(heapless::Vec::new());
 
 fn refuse(refusal: Refusal<'_>) {
     log::error!("{refusal}");
@@ -115,7 +118,7 @@ fn refuse(refusal: Refusal<'_>) {
 /// A machine is down. If it was the last one, so is the board.
 fn ended() {
     let down = |vm: &&Vm<'_>| vm.life.state().is_down() && !vm.life.is_asked();
-    if MACHINES.lock().iter().all(down) {
+    if operator::machines().iter().all(down) {
         firmware::power_off();
         firmware::park()
     }
@@ -128,6 +131,8 @@ struct Builder {
     disks: heapless::Vec<&'static VirtioSlot, MAX_DISKS>,
     options: VirtioOptions,
     pool: FramePool<'static>,
+    /// In the tree's order.
+    machines: heapless::Vec<&'static Vm<'static>, MAX_VMS>,
     seats: [Option<&'static mut Seat>; MAX_CORES],
 }
 
@@ -138,7 +143,7 @@ const NO_ROOM: Reason = "EL2 has too little memory";
 
 impl Builder {
     /// Builds a machine, takes its vCPUs to their seats, and asks for its start.
-    fn build(&mut self, config: &VmConfig<'static>) -> Result<&'static Vm<'static>, Reason> {
+    fn build(&mut self, config: &VmConfig<'static>) -> Result<(), Reason> {
         let mut cores = heapless::Vec::<CoreNumber, MAX_VCPUS>::new();
         for core in &config.cores {
             let number = self.cores.number(core.get()).ok_or("one of its cores does not run")?;
@@ -149,7 +154,7 @@ impl Builder {
         let memory = unsafe { cache::shared_ram(ram.base, ram.len) };
         let memory = memory.map_err(|_| "EL2 cannot map its RAM")?;
         let [Some(gic), ..] = self.cores.gics else { return Err("there is no boot core") };
-        let number = MACHINES.lock().len();
+        let number = self.machines.len();
         let stage2 = self.address_space(number, memory, &gic)?;
         let ipa_bits = stage2.geometry().ipa_bits();
         let version = gic.version();
@@ -160,6 +165,7 @@ impl Builder {
         let vm =
             machine(config.name, guest_memory, limits, &cores, version, clock).ok_or(NO_ROOM)?;
         vm.number = number;
+        vm.operator = config.operator;
         let home = usize::from(vm.vcpus.home());
         let mut doorbells = heapless::Vec::<Doorbell, MAX_DOORBELLS>::new();
         for device in &config.devices {
@@ -205,7 +211,22 @@ impl Builder {
         if config.autostart {
             vm.life.ask(Request::Start);
         }
-        Ok(vm)
+        self.machines.push(vm).map_err(|_| NO_ROOM)
+    }
+
+    /// What there is on the board, once all machines are built.
+    fn inventory(&self, free: &RamMap) -> Inventory {
+        let bytes = |ranges: &[PaRange]| ranges.iter().map(|range| range.len).sum();
+        let guests = self.machines.iter().flat_map(|vm| vm.memory.regions());
+        let memory = MemoryInfo {
+            total: bytes(&self.board.memory),
+            guests: guests.map(|(_, memory)| memory.len() as u64).sum(),
+            pool: self.pool.total_frames() as u64 * PAGE_SIZE,
+            pool_free: self.pool.free_frames() as u64 * PAGE_SIZE,
+            free: bytes(free.free()),
+        };
+        let cores = self.cores.of_board(self.board);
+        Inventory { machines: self.machines.clone(), cores, memory }
     }
 
     /// The seat of a core, made if it is not there yet.
@@ -223,10 +244,9 @@ impl Builder {
 
     /// The console's input goes to the home of the first machine.
     fn attach_console(&mut self) {
-        let Some(vm) = MACHINES.lock().first().copied() else { return };
+        let Some(vm) = self.machines.first().copied() else { return };
         let interrupt = self.board.console.and_then(|uart| uart.interrupt);
         let Ok(seat) = self.seat(usize::from(vm.vcpus.home()), vm) else { return };
-        seat.reader = Some(vm);
         if let Some(interrupt) = interrupt {
             let edge = interrupt.trigger == Trigger::Edge;
             let doorbell = Doorbell::new(interrupt.intid, edge, Source::Console);

@@ -29,6 +29,9 @@ pub(crate) fn run(boot: BootInfo) -> ! {
             if let Some(level) = options::log_level(board.bootargs) {
                 log::set_max_level(level);
             }
+            if let Err(word) = console::configure(board.bootargs) {
+                stop(format_args!("\"{word}\" means nothing"));
+            }
             machines::run(boot, board, tree)
         }
         Err(error) => stop(format_args!("the board's device tree cannot be used: {error}")),

@@ -53,7 +53,7 @@ pub const LINE_LEN: usize = 256;
 pub const NAME_LEN: usize = 15;
 
 /// How long a guest is silent before what it has of a line is shown.
-const IDLE: Duration = Duration::from_millis(50);
+pub const IDLE: Duration = Duration::from_millis(50);
 /// How long a guest may have no room for input before it loses what is typed.
 const PATIENCE: Duration = Duration::from_secs(1);
 /// Ctrl-\].

@@ -93,6 +93,11 @@ impl Mux {
         self.held.take()
     }
 
+    /// Whether a byte waits for [`Self::take_held`].
+    pub fn is_held(&self) -> bool {
+        self.held.is_some()
+    }
+
     /// A guest took its input.
     #[inline]
     pub fn delivered(&mut self) {

@@ -77,6 +77,13 @@ pub struct CommandCall {
     answer_len: u64,
 }
 
+/// Whether a call with these x0 to x3 is for this service; not for calls with an immediate other than
+/// zero.
+#[inline(always)]
+pub const fn is_for_us([x0, ..]: [u64; 4]) -> bool {
+    x0 as u32 & SERVICE == VENDOR_HYPERVISOR
+}
+
 /// What goes into registers.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Outcome {
@@ -93,11 +100,10 @@ impl Call {
     /// other than zero.
     #[inline]
     pub const fn decode([x0, x1, x2, x3, x4]: [u64; 5]) -> Option<Self> {
-        let function = x0 as u32;
-        if function & SERVICE != VENDOR_HYPERVISOR {
+        if !is_for_us([x0, x1, x2, x3]) {
             return None;
         }
-        Some(match function {
+        Some(match x0 as u32 {
             CALL_UID_ID => Self::Uid,
             REVISION_ID => Self::Revision,
             MONITOR_COMMAND_ID => Self::Command(CommandCall {

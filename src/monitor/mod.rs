@@ -13,7 +13,7 @@ pub mod command;
 pub mod hypercall;
 pub mod operator;
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 #[cfg(test)]
 mod tests;
 

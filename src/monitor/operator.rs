@@ -8,37 +8,9 @@ use super::command::Action;
 use crate::backend::clock::Frequency;
 use crate::virtio::device::DeviceType;
 use crate::virtio::{MmioTransport, Status};
-use crate::vm::ExitCounts;
-
-/// What a VM is doing.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum VmState {
-    /// It has not been started, or was stopped.
-    Off,
-    /// Its memory is being zeroed and its images placed.
-    Starting,
-    /// Its vCPUs run when they have something to do.
-    Running,
-    /// Its vCPUs do not run until it is resumed.
-    Paused,
-    /// Its vCPUs are stopped, its devices not yet quiet.
-    Stopping,
-    /// It could not go on.
-    Crashed,
-}
-
-impl fmt::Display for VmState {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(match self {
-            Self::Off => "off",
-            Self::Starting => "starting",
-            Self::Running => "running",
-            Self::Paused => "paused",
-            Self::Stopping => "stopping",
-            Self::Crashed => "crashed",
-        })
-    }
-}
+use crate::vm::lifecycle::Request;
+pub use crate::vm::lifecycle::State as VmState;
+use crate::vm::{ExitCounts, Host, Vm};
 
 /// A VM at a glance.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,6 +29,21 @@ pub struct VmInfo<'a> {
     pub cores: u8,
     /// How often it was started again since the board was.
     pub restarts: u32,
+}
+
+impl VmInfo<'static> {
+    /// What `vm` is doing.
+    pub fn of(vm: &Vm<'_>) -> Self {
+        Self {
+            name: vm.name,
+            state: vm.life.state(),
+            vcpus: vm.vcpus.count(),
+            online: vm.vcpus.count_on(),
+            memory: vm.memory.regions().iter().map(|(_, memory)| memory.len() as u64).sum(),
+            cores: vm.vcpus.cores(),
+            restarts: vm.life.starts().saturating_sub(1),
+        }
+    }
 }
 
 /// A virtio device at a glance. Counters count from when the device was made.
@@ -178,8 +165,6 @@ pub enum ActionError {
     WrongState(VmState),
     /// Something else is being done with the VM.
     Busy,
-    /// The VM's configuration was refused, so that it cannot be started.
-    Refused,
     /// Whoever asked may not do this.
     Denied,
 }
@@ -189,9 +174,38 @@ impl fmt::Display for ActionError {
         match self {
             Self::WrongState(state) => write!(f, "it is {state}"),
             Self::Busy => f.write_str("something else is being done with it"),
-            Self::Refused => f.write_str("its configuration was refused"),
             Self::Denied => f.write_str("not allowed"),
         }
+    }
+}
+
+impl Action {
+    /// What is to be asked of a VM in this state.
+    ///
+    /// # Errors
+    /// If the action has no meaning in it.
+    pub const fn request(self, state: VmState) -> Result<Request, ActionError> {
+        let (request, possible) = match self {
+            Self::Start => (Request::Start, state.is_down()),
+            Self::Stop => (Request::Stop, !state.is_down()),
+            Self::Pause => (Request::Pause, matches!(state, VmState::Running)),
+            Self::Resume => (Request::Resume, matches!(state, VmState::Paused)),
+            Self::Reset => (Request::Reset, matches!(state, VmState::Running | VmState::Paused)),
+        };
+        if possible { Ok(request) } else { Err(ActionError::WrongState(state)) }
+    }
+
+    /// Asks `vm` for it; its home core does it.
+    ///
+    /// # Errors
+    /// If that has no meaning, or `vm` has yet to do what somebody else has asked for.
+    pub fn ask<H: Host>(self, vm: &Vm<'_>, host: &mut H) -> Result<(), ActionError> {
+        let request = self.request(vm.life.state())?;
+        if vm.life.is_asked() {
+            return Err(ActionError::Busy);
+        }
+        vm.ask(request, host);
+        Ok(())
     }
 }
 
@@ -233,4 +247,33 @@ pub trait Operator {
     /// # Errors
     /// If that may not be.
     fn quit(&mut self) -> Result<(), ActionError>;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_action_is_asked_for_in_the_states_where_it_means_something() {
+        use Action::{Pause, Reset, Resume, Start, Stop};
+        use VmState::{Crashed, Off, Paused, Running, Starting, Stopping, Waiting};
+        let down = [Off, Crashed];
+        let up = [Starting, Running, Paused, Stopping, Waiting];
+        let expected: [(Action, Request, &[VmState]); 5] = [
+            (Start, Request::Start, &down),
+            (Stop, Request::Stop, &up),
+            (Pause, Request::Pause, &[Running]),
+            (Resume, Request::Resume, &[Paused]),
+            (Reset, Request::Reset, &[Running, Paused]),
+        ];
+        for (action, request, states) in expected {
+            for state in down.into_iter().chain(up) {
+                let asked = match states.contains(&state) {
+                    true => Ok(request),
+                    false => Err(ActionError::WrongState(state)),
+                };
+                assert_eq!(action.request(state), asked, "{action:?} {state}");
+            }
+        }
+    }
 }

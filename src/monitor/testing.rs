@@ -9,11 +9,11 @@ use crate::virtio::device::DeviceType;
 use crate::vm::ExitCounts;
 
 /// Two VMs, `a` with a disk and `b-two` that crashed; two cores.
-pub(super) struct Fake {
+pub(crate) struct Fake {
     /// What was asked for.
-    pub(super) done: Vec<String>,
-    pub(super) log: Vec<u8>,
-    pub(super) refuse: Option<ActionError>,
+    pub(crate) done: Vec<String>,
+    pub(crate) log: Vec<u8>,
+    pub(crate) refuse: Option<ActionError>,
 }
 
 impl Default for Fake {

@@ -166,7 +166,7 @@ impl Vcpu<'_> {
                 let sent =
                     vm.with_uart(Some(self.index), host, |uart| uart.write(offset, width, value));
                 if let Some(byte) = sent {
-                    host.transmit(byte);
+                    host.transmit(vm.number, byte);
                 }
             }
             Target::Rtc(offset) => {

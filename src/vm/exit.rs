@@ -12,7 +12,8 @@ use super::vcpus::{Cpus, Start};
 use crate::cpu::abort::{ExceptionSource, GuestException};
 use crate::cpu::psci::{self, Affinity, Call, Outcome};
 use crate::cpu::syndrome::fault_ipa;
-use crate::cpu::{DataAbort, InstructionLength, MmioAccess, MmioKind, Syndrome};
+use crate::cpu::{DataAbort, InstructionLength, MmioAccess, MmioKind, Register, Syndrome};
+use crate::monitor::hypercall;
 
 /// What becomes of the vCPU.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -77,7 +78,7 @@ pub fn synchronous<H: Host>(vcpu: &mut Vcpu<'_>, host: &mut H) -> Next {
     next
 }
 
-/// HVC and SMC alike: PSCI and SMCCC; nothing reaches the firmware.
+/// HVC and SMC alike: PSCI, SMCCC and the monitor's calls; nothing reaches the firmware.
 ///
 /// SMCCC reserves immediates other than zero (DEN 0028, "SMC and HVC immediate value"), those of HVC
 /// for hypervisors' own use, of which we make none. They are answered as an unknown function is, and
@@ -89,6 +90,9 @@ fn call<H: Host>(vcpu: &mut Vcpu<'_>, host: &mut H, immediate: u16) -> Next {
     if immediate != 0 {
         vcpu.registers.set_result(psci::CallError::NotSupported.value());
         return Next::Resume;
+    }
+    if hypercall::is_for_us(vcpu.registers.arguments()) {
+        return monitor(vcpu, host);
     }
     let vm = vcpu.vm;
     let cpus = Cpus { vcpus: &vm.vcpus, memory: &vm.memory };
@@ -104,6 +108,30 @@ fn call<H: Host>(vcpu: &mut Vcpu<'_>, host: &mut H, immediate: u16) -> Next {
         Outcome::CpuOn { cpu, entry, context } => turn_on(vm, host, cpu, Start { entry, context }),
     };
     vcpu.registers.set_result(result);
+    Next::Resume
+}
+
+/// A call of the vendor-specific hypervisor service: who are we, and the monitor's commands.
+#[cold]
+fn monitor<H: Host>(vcpu: &mut Vcpu<'_>, host: &mut H) -> Next {
+    let vm = vcpu.vm;
+    let [x0, x1, x2, x3] = vcpu.registers.arguments();
+    let x4 = vcpu.registers.get(Register::from_bits(4));
+    let Some(call) = hypercall::Call::decode([x0, x1, x2, x3, x4]) else { return Next::Resume };
+    let outcome = if vm.operator {
+        vm.publish_exits(vcpu.index, &vcpu.exits);
+        host.with_operator(|operator| call.handle(&vm.memory, Some(operator)))
+    } else {
+        call.handle(&vm.memory, None)
+    };
+    let results: &[u64] = match &outcome {
+        hypercall::Outcome::Four(results) => results,
+        hypercall::Outcome::Two(results) => results,
+        hypercall::Outcome::One(result) => core::slice::from_ref(result),
+    };
+    for (number, result) in (0..).zip(results) {
+        vcpu.registers.set(Register::from_bits(number), *result);
+    }
     Next::Resume
 }
 

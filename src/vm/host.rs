@@ -6,6 +6,7 @@ use crate::cpu::abort::{Injection, PstateFeatures};
 use crate::cpu::sysreg::IdRegisters;
 use crate::gic::ListRegisters;
 use crate::memory::Ipa;
+use crate::monitor::Operator;
 
 /// What decides how the guest takes an exception.
 #[derive(Clone, Copy, Debug)]
@@ -54,8 +55,11 @@ pub trait Host: IdRegisters {
     /// Sets the EL1 registers that an exception leaves behind.
     fn set_exception(&mut self, injection: &Injection);
 
-    /// Transmits a byte of the guest's console.
-    fn transmit(&mut self, byte: u8);
+    /// Transmits a byte of the console of the machine with this number.
+    fn transmit(&mut self, machine: usize, byte: u8);
+
+    /// Calls `work` with the board's operator, whose commands a guest may be allowed to give.
+    fn with_operator<T>(&mut self, work: impl FnOnce(&mut dyn Operator) -> T) -> T;
 
     /// The guest's console had no room for input, and has again.
     fn input_wanted(&mut self);

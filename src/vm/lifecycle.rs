@@ -11,6 +11,7 @@
 #[cfg(test)]
 mod tests;
 
+use core::fmt;
 use core::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
 use core::time::Duration;
 
@@ -71,6 +72,12 @@ impl State {
             Self::Waiting => "waiting",
             Self::Crashed => "crashed",
         }
+    }
+}
+
+impl fmt::Display for State {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
     }
 }
 

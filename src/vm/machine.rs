@@ -45,6 +45,8 @@ pub struct Vm<'m> {
     pub name: &'static str,
     /// Which of the board's machines it is: its place on the console.
     pub number: usize,
+    /// Whether its guest may give the monitor's commands.
+    pub operator: bool,
     /// Its RAM.
     pub memory: GuestMemory<'m>,
     /// What its ID registers must say.
@@ -93,6 +95,7 @@ impl<'m> Vm<'m> {
         Self {
             name,
             number: 0,
+            operator: false,
             memory,
             limits,
             vcpus: VcpuTable::new(cores),
@@ -332,6 +335,11 @@ impl<'m> Vm<'m> {
         if let Some(published) = self.exits.lock().get_mut(vcpu.get()) {
             *published = *counts;
         }
+    }
+
+    /// What the exits of a vCPU were for, up to when it last published them.
+    pub fn exits_of(&self, vcpu: VcpuIndex) -> Option<ExitCounts> {
+        (vcpu.get() < self.vcpus.count()).then(|| self.exits.lock().get(vcpu.get()).copied())?
     }
 
     /// What the exits of all vCPUs were for, up to when each was last published.

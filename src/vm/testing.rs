@@ -19,6 +19,8 @@ use crate::cpu::{Pstate, Register, Width};
 use crate::gic::{ListRegister, ListRegisters, Maintenance, State, VcpuIndex, Vgic};
 use crate::memory::testing::ram;
 use crate::memory::{GuestMemory, Ipa};
+use crate::monitor::Operator;
+use crate::monitor::testing::Fake;
 use crate::rate_limit::RateLimit;
 use crate::sync::testing::Shared;
 use crate::virtio::devices::block::Block;
@@ -216,8 +218,12 @@ impl Host for FakeHost {
     fn set_exception(&mut self, injection: &Injection) {
         self.exceptions.push(*injection);
     }
-    fn transmit(&mut self, byte: u8) {
+    fn transmit(&mut self, machine: usize, byte: u8) {
+        assert_eq!(machine, 0);
         self.transmitted.push(byte);
+    }
+    fn with_operator<T>(&mut self, work: impl FnOnce(&mut dyn Operator) -> T) -> T {
+        work(&mut Fake::default())
     }
     fn input_wanted(&mut self) {
         self.input_wanted += 1;

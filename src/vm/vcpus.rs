@@ -80,6 +80,11 @@ impl VcpuTable {
         self.slots.iter().fold(0, |cores, slot| cores | 1u8.wrapping_shl(u32::from(slot.core)))
     }
 
+    /// How many of them a core has.
+    pub fn count_at(&self, core: CoreNumber) -> usize {
+        self.slots.iter().filter(|slot| slot.core == core).count()
+    }
+
     /// The vCPU with an affinity; ours are 0.0.0.n.
     fn find(&self, affinity: psci::Affinity) -> Option<(VcpuIndex, &Slot)> {
         let index = VcpuIndex::new(usize::try_from(affinity.bits()).ok()?)?;
@@ -222,6 +227,7 @@ mod tests {
         assert!(!table.turn_off(vcpu(2)));
         assert_eq!((table.core_of(vcpu(1)), table.core_of(vcpu(2))), (Some(4), None));
         assert_eq!((table.home(), table.cores()), (3, 0b1_1000));
+        assert_eq!([0, 3, 4].map(|core| table.count_at(core)), [0, 1, 1]);
     }
 
     #[test]

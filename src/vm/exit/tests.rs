@@ -262,6 +262,45 @@ fn a_standby_call_waits() {
     assert_eq!(machine().call(HVC, [0xC400_0001, 0, 0, 0]), (Next::Wait, 0));
 }
 
+/// MONITOR_COMMAND, its command at the start of RAM, its answer a page further on.
+fn command(machine: &mut Machine, text: &[u8]) -> u64 {
+    let ram = layout::RAM.raw();
+    machine.vm.memory.slice(layout::RAM, text.len()).unwrap().write_bytes(0, text).unwrap();
+    machine.vcpu.registers.set(x(4), 64);
+    machine.call(HVC, [0xC600_0001, ram, text.len() as u64, ram + 0x1000]).1
+}
+
+#[test]
+fn an_operators_guest_gives_commands_to_the_monitor_and_others_do_not() {
+    let mut vm = vm();
+    vm.operator = true;
+    let mut machine = Machine::of(vm);
+    let before = machine.vcpu.registers.clone();
+    assert_eq!(command(&mut machine, b"memory"), 64);
+    let answer = Ipa::new(layout::RAM.raw() + 0x1000);
+    let mut text = [0; 6];
+    machine.vm.memory.slice(answer, 6).unwrap().read_bytes(0, &mut text).unwrap();
+    assert_eq!(&text, b"total ");
+    assert!((5..31).all(|n| before.get(x(n)) == machine.vcpu.registers.get(x(n))));
+    assert_eq!(machine.vm.exits_of(machine.vcpu.index).unwrap().calls, 1);
+
+    let mut machine = self::machine();
+    assert_eq!(command(&mut machine, b"memory") as i64, -3);
+    // What says "mine" by its immediate is none of these calls.
+    machine.call(HVC | 1, [0x8600_FF01, 0, 0, 0]);
+    assert_eq!(machine.vcpu.registers.get(x(0)), NOT_SUPPORTED);
+}
+
+#[test]
+fn every_guest_is_told_which_hypervisor_it_runs_on() {
+    let mut machine = machine();
+    machine.call(SMC, [0x8600_FF01, 7, 7, 7]);
+    let uid = crate::monitor::hypercall::UID.map(u64::from);
+    assert_eq!(machine.vcpu.registers.arguments(), uid);
+    machine.call(HVC, [0x8600_FF03, 7, 7, 7]);
+    assert_eq!(machine.vcpu.registers.arguments(), [1, 0, 7, 7]);
+}
+
 #[test]
 fn who_waits_gives_a_core_up_that_it_shares() {
     let mut machine = machine();

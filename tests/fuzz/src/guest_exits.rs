@@ -12,6 +12,7 @@ use sparkler::rate_limit::RateLimit;
 use sparkler::virtio::MmioTransport;
 use sparkler::virtio::devices::block::Block;
 use sparkler::vm::exit::{self, Next};
+use sparkler::monitor::Operator;
 use sparkler::vm::host::{GuestVectors, Host};
 use sparkler::vm::pl031::Pl031;
 use sparkler::vm::{ExitCounts, Vcpu, Vm, layout};
@@ -102,7 +103,10 @@ impl Host for Core {
         GuestVectors { vector_base: VECTORS, sctlr: 0, features }
     }
     fn set_exception(&mut self, _: &Injection) {}
-    fn transmit(&mut self, _: u8) {}
+    fn transmit(&mut self, _: usize, _: u8) {}
+    fn with_operator<T>(&mut self, work: impl FnOnce(&mut dyn Operator) -> T) -> T {
+        crate::monitor::with_operator(work)
+    }
     fn input_wanted(&mut self) {}
     fn nudge(&mut self, _: u8) {}
 
@@ -129,6 +133,7 @@ pub fn guest_exits(data: &[u8]) {
     // Holds nothing to be dropped; a vCPU borrows it for as long as the memory.
     let vm = Vm::new("fuzz", guest.memory.clone(), limits, &[0], Vgic::new(1), clock, limit);
     let mut vm = ManuallyDrop::new(vm);
+    vm.operator = watch.mood.get() % 2 == 0;
     vm.plug(MmioTransport::new(&mut block, guest.memory.clone())).unwrap();
     let vm: &Vm<'_> = &vm;
     let mut vcpu = Vcpu::new(VcpuIndex::BOOT, vm, ExitCounts::default());

@@ -104,6 +104,13 @@ impl Operator for Vms<'_> {
     }
 }
 
+/// Calls `work` with the operator of a board that has one VM.
+pub fn with_operator<T>(work: impl FnOnce(&mut dyn Operator) -> T) -> T {
+    let (mut mux, mut terminal) = (Box::new(Mux::new()), Terminal::default());
+    mux.add_guest(NAMES[0]);
+    work(&mut Vms { mux: &mut mux, terminal: &mut terminal, count: 1, number: 1, refuse: false })
+}
+
 /// No panic; in the view of all, nothing but text comes out, and every line begins with the name of
 /// its guest; commands are answered in whole lines of text.
 pub fn monitor(data: &[u8]) {
