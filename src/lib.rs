@@ -85,7 +85,8 @@
 //!      `vm/trap.rs`). [`vm::bus::Target::at`] finds who is at the IPA, [`vm::Vcpu::load`] or
 //!      [`vm::Vcpu::store`] calls it. Nobody there: an external abort for the guest
 //!      ([`cpu::abort::ExceptionSource::inject`]).
-//!    - HVC, SMC: [`cpu::psci::Call::handle`]; nothing reaches the firmware.
+//!    - HVC, SMC: [`cpu::psci::Call::handle`], or for the monitor [`monitor::hypercall`]; nothing
+//!      reaches the firmware.
 //!    - MSR, MRS and system instructions: [`cpu::sysreg::access`], one table.
 //!    - WFI, trapped where vCPUs share a core: the vCPU waits, another has its turn.
 //!    - instruction abort: an external abort for the guest. Anything else is an undefined instruction.
@@ -127,9 +128,10 @@
 //! - *Physical*: `arch::exception::on_irq`, `arch::interrupts::serve`. The guest's timers are
 //!   dropped and handed on with HW = 1 ([`gic::Vgic::inject_hw`]), so the guest's deactivation is
 //!   the physical one. Devices' interrupts are doorbells: they say that it is time to poll. The
-//!   console's says that there is input ([`vm::Vm::receive`]). CNTHP is EL2's timer, set while
-//!   requests are in flight, for the alarm of a guest's clock ([`vm::Vm::on_timer`]), at the end of a
-//!   slice, and when the timer of a vCPU that waits is due.
+//!   console's says that there is input ([`console::Mux::input`] says whose: a guest's, by
+//!   [`vm::Vm::receive`], or a command for [`monitor::run`]). CNTHP is EL2's timer, set while
+//!   requests are in flight, for the alarm of a guest's clock ([`vm::Vm::on_timer`]), for the console,
+//!   at the end of a slice, and when the timer of a vCPU that waits is due.
 //!
 //! # Faults
 //!
