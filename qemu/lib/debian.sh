@@ -3,10 +3,13 @@
 # architecture and no package. Mirrors, proxies and keyrings are those the system already uses.
 
 # What is kept of the packages: the kernel and busybox as they are, the modules the ramdisk takes,
-# and the release name.
+# and the release name; and which modules were asked for.
 guest_dir=$target/guest
 
-guest_is_cached() { [[ -s $guest_dir/vmlinuz && -s $guest_dir/busybox && -s $guest_dir/release && -d $guest_dir/modules ]]; }
+guest_is_cached() {
+    [[ -s $guest_dir/vmlinuz && -s $guest_dir/busybox && -s $guest_dir/release && -d $guest_dir/modules ]] &&
+        [[ -r $guest_dir/wanted && $(<"$guest_dir/wanted") == "${guest_modules[*]}" ]]
+}
 
 # The system's own package sources, narrowed to Debian 12 itself and widened to arm64. $@: more options for apt-get.
 debian_sources() {
@@ -63,6 +66,7 @@ fetch_debian_guest() {
     mv -- root/bin/busybox "$new/busybox"
     select_modules "root/lib/modules/$release" "$new/modules"
     printf '%s\n' "$release" >"$new/release"
+    printf '%s\n' "${guest_modules[*]}" >"$new/wanted"
     publish "$new" "$guest_dir"
 }
 

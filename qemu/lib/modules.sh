@@ -5,7 +5,7 @@
 # Drivers for the devices sparkler serves, and what a disk and a network need. Dependencies follow.
 guest_modules=(
     virtio_mmio virtio_blk virtio_net virtio_console virtio-rng virtio_balloon
-    vmw_vsock_virtio_transport af_packet ext4 crc32c_generic
+    vmw_vsock_virtio_transport af_packet ext4 crc32c_generic sbsa_gwdt
 )
 
 module_info() { # module_info FILE FIELD: the values of FIELD in the module's .modinfo section
