@@ -154,6 +154,7 @@
 //! | `GICD_*`, `GICR_*` | `gic/v3/distributor.rs`, `gic/v3/redistributor.rs`: [`gic::Vgic::gicd_write`], [`gic::Vgic::gicr_write`] |
 //! | ICC_SGI1R_EL1 | [`gic::Vgic::send_sgi`]; other `ICC_*` registers are the hardware's `ICV_*` ones |
 //! | `UART*`, `RTC*` | [`vm::pl011`], [`vm::pl031`] |
+//! | WRR, WCS, WOR, WCV of the generic watchdog | [`vm::watchdog`] |
 //! | `ID_*`, debug, ACTLR_EL1, DC by set/way | [`cpu::sysreg::named`], [`cpu::sysreg::access`]; what is not there is undefined |
 //!
 //! The core's and the board's, by EL2:
