@@ -206,6 +206,7 @@ impl Host for Core {
 
     fn input_wanted(&mut self) {
         self.input_wanted = true;
+        self.look = true;
     }
 
     #[inline]

@@ -14,9 +14,6 @@ pub(super) extern "C" fn on_sync(seat: &'static mut Seat) -> &'static mut Seat {
     if next != exit::Next::Resume {
         return seat.leave(next);
     }
-    if seat.core.input_wanted {
-        interrupts::want_input(seat);
-    }
     if seat.core.look { seat.look() } else { seat }
 }
 
@@ -30,5 +27,5 @@ pub(super) extern "C" fn on_irq(seat: &'static mut Seat) -> &'static mut Seat {
 /// An SError while the guest ran: hardware reports an error that belongs to no instruction. It may
 /// be anyone's, so the guest is not trusted to go on.
 pub(super) extern "C" fn on_serror(seat: &'static mut Seat) -> &'static mut Seat {
-    seat.leave(exit::Next::Stop("SError"))
+    seat.leave(exit::Next::Stop(&"SError"))
 }

@@ -296,6 +296,7 @@ impl Seat {
     }
 
     /// Calls `work` for each machine that has a vCPU here.
+    #[inline(never)]
     pub(super) fn each_vm(
         &mut self,
         mut work: impl FnMut(&'static Vm<'static>, Option<VcpuIndex>, &mut Core),
@@ -307,6 +308,21 @@ impl Seat {
                 last = vm;
                 work(vm, self.here(vm), &mut self.core);
             }
+        }
+    }
+
+    /// Collects what physical devices have finished, for each machine that has a vCPU here.
+    #[inline]
+    pub(super) fn poll(&mut self) {
+        let poll = |vm: &Vm<'_>, here, core: &mut Core| {
+            if vm.waits_for_events() {
+                vm.poll(here, core);
+            }
+        };
+        if self.core.shared || self.current.is_none() {
+            self.each_vm(poll);
+        } else {
+            poll(self.vcpu.vm, Some(self.vcpu.index), &mut self.core);
         }
     }
 
@@ -345,7 +361,7 @@ impl Seat {
                 // Off in this order, since from the moment it is off another vCPU may turn it on.
                 self.retire();
                 if !vm.vcpus.turn_off(index) {
-                    let reason = "its last CPU turned itself off";
+                    let reason = &"its last CPU turned itself off";
                     log::error!("{}: stopped: {reason}", vm.name);
                     self.intercepted(Next::Stop(reason));
                     vm.ask(Request::Crash, &mut self.core);
@@ -406,6 +422,9 @@ impl Seat {
     pub(super) fn look(&'static mut self) -> &'static mut Self {
         loop {
             self.core.look = false;
+            if self.core.input_wanted {
+                interrupts::want_input(self);
+            }
             let busy = self.tend();
             let woken = self.wake();
             let now = self.core.now();

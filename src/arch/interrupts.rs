@@ -159,11 +159,7 @@ pub(super) fn serve(seat: &mut Seat) {
             }
         }
     }
-    seat.each_vm(|vm, here, core| {
-        if vm.waits_for_events() {
-            vm.poll(here, core);
-        }
-    });
+    seat.poll();
 }
 
 /// Another core has something for a vCPU here, or for this core.

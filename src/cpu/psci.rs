@@ -186,6 +186,12 @@ impl Call {
         Self { function: Function::from_id(id), arguments: [x1 & mask, x2 & mask, x3 & mask] }
     }
 
+    /// Whether it is a function that is here. Of others, [`Self::handle`] says that they are not.
+    #[inline]
+    pub const fn is_known(&self) -> bool {
+        self.function.is_some()
+    }
+
     /// Judges the call.
     pub fn handle(&self, cpus: &impl CpuTable) -> Outcome {
         match self.judge(cpus) {

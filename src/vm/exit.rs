@@ -28,8 +28,9 @@ pub enum Next {
     PowerOff,
     /// Its machine starts again.
     Reset,
-    /// Its machine cannot go on; the reason.
-    Stop(&'static str),
+    /// Its machine cannot go on; the reason. Behind a second reference, so that the answer to every
+    /// exit is returned in registers.
+    Stop(&'static &'static str),
 }
 
 /// Serves a synchronous exit.
@@ -65,7 +66,7 @@ pub fn synchronous<H: Host>(vcpu: &mut Vcpu<'_>, host: &mut H) -> Next {
             inject(vcpu, host, GuestException::InstructionAbort { address });
             Next::Resume
         }
-        Syndrome::SError => Next::Stop("an SError that is not the guest's to take"),
+        Syndrome::SError => Next::Stop(&"an SError that is not the guest's to take"),
         _ => {
             vcpu.exits.faults += 1;
             inject(vcpu, host, GuestException::Undefined);
@@ -87,16 +88,26 @@ pub fn synchronous<H: Host>(vcpu: &mut Vcpu<'_>, host: &mut H) -> Next {
 #[inline]
 fn call<H: Host>(vcpu: &mut Vcpu<'_>, host: &mut H, immediate: u16) -> Next {
     vcpu.exits.calls += 1;
-    if immediate != 0 {
-        vcpu.registers.set_result(psci::CallError::NotSupported.value());
-        return Next::Resume;
+    let arguments = vcpu.registers.arguments();
+    let call = Call::decode(arguments);
+    if immediate == 0 {
+        if call.is_known() {
+            return known_call(vcpu, host, call);
+        }
+        if hypercall::is_for_us(arguments) {
+            return monitor(vcpu, host);
+        }
     }
-    if hypercall::is_for_us(vcpu.registers.arguments()) {
-        return monitor(vcpu, host);
-    }
+    vcpu.registers.set_result(psci::CallError::NotSupported.value());
+    Next::Resume
+}
+
+/// A call of PSCI or SMCCC that is here.
+#[inline(never)]
+fn known_call<H: Host>(vcpu: &mut Vcpu<'_>, host: &mut H, call: Call) -> Next {
     let vm = vcpu.vm;
     let cpus = Cpus { vcpus: &vm.vcpus, memory: &vm.memory };
-    let result = match Call::decode(vcpu.registers.arguments()).handle(&cpus) {
+    let result = match call.handle(&cpus) {
         Outcome::Return(value) => value,
         Outcome::Suspend => {
             vcpu.registers.set_result(psci::SUCCESS);
