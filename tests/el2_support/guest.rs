@@ -162,49 +162,26 @@ impl Guest {
     fn build() -> Self {
         let mut pool = ram::pool(0x20_0000);
         let memory = ram::ram(RAM_SIZE, 0x20_0000);
-        let geometry = Geometry::widest(layout::IPA_BITS, pa_range()).expect("a geometry");
-        let mut tables = Stage2::new(&mut pool, geometry, Vmid::new(1)).expect("a root");
-        tables
-            .map(&mut pool, &Tlbs, layout::RAM, memory.pa(), RAM_SIZE, Attributes::RAM)
-            .expect("RAM is mapped");
-
-        let image = (&raw const guest_image).addr();
-        let len = (&raw const guest_image_end).addr() - image;
-        // SAFETY: the payloads are constants of this program, between the two labels.
-        let image = unsafe { core::slice::from_raw_parts(image as *const u8, len) };
-        let kernel = ram::ram((len as u64).next_multiple_of(PAGE_SIZE), PAGE_SIZE);
-        let kernel = kernel.subslice(0, len).expect("room");
-        kernel.write_bytes(0, image).expect("room");
-
+        let tables = address_space(&mut pool, 1, memory);
+        let kernel = kernel();
         let gic = gic::physical();
-        if let Some(frame) = gic.guest_cpu_interface(gic::VIRTUAL_CPU) {
-            tables
-                .map(&mut pool, &Tlbs, layout::GICC, frame.base, frame.len, Attributes::DEVICE)
-                .expect("GICV is mapped");
-        }
-        let modules = Modules { kernel, ramdisk: None, bootargs: "" };
-        let scratch = ram::place([0u8; GUEST_FDT_LEN]);
         let stage2 = Registers::new(&tables);
-        let vm = machine(memory, geometry);
-        let manager = Manager::new(OnCrash::Stop, Counter.frequency());
-        let plan = Plan { modules, scratch, on_end: || () };
+        let vm = machine("test", memory, tables.geometry(), &[0]);
         let mut seat = Seat::new(vm, gic);
         seat.intercept = Some(on_end);
         seat.enable_interrupts();
         assert!(seat.add(ram::place(Resident::new(vm, VcpuIndex::BOOT, stage2)), Weight::DEFAULT));
-        assert!(seat.manage(ram::place(Machine::new(vm, manager, plan))));
+        assert!(seat.manage(managed(vm, kernel)));
         Self { seat: ram::place(seat), vm, kernel, memory, gic, pool, tables }
     }
 
     /// Starts the payload at `label` on a machine that has just been turned on; how it ended.
     pub fn run(&mut self, label: usize) -> Next {
-        let offset = (label - (&raw const guest_image).addr()) as u64;
-        self.kernel.write_bytes(SELECTOR, &offset.to_le_bytes()).expect("room");
+        select(self.kernel, label);
         self.forget();
         let life = &self.vm.life;
         life.ask(if life.state().is_down() { Request::Start } else { Request::Reset });
-        // SAFETY: the seat is this guest's, and used by nobody while it runs.
-        self.ended(|seat| unsafe { test_run_guest(seat.cast()) })
+        self.ended(|seat| run_seat(seat))
     }
 
     /// Lets a payload that has powered off go on behind the call, everything as it was.
@@ -222,7 +199,7 @@ impl Guest {
     fn ended(&mut self, go: impl FnOnce(*mut Seat)) -> Next {
         go(self.seat);
         cache::clean_invalidate(self.memory);
-        END.lock().take().expect("the guest has ended")
+        take_end()
     }
 
     /// The vCPU and its core.
@@ -271,8 +248,70 @@ impl Guest {
     }
 }
 
+/// The payloads, in RAM of their own.
+pub fn kernel() -> SharedSlice<'static> {
+    let image = (&raw const guest_image).addr();
+    let len = (&raw const guest_image_end).addr() - image;
+    // SAFETY: the payloads are constants of this program, between the two labels.
+    let image = unsafe { core::slice::from_raw_parts(image as *const u8, len) };
+    let kernel = ram::ram((len as u64).next_multiple_of(PAGE_SIZE), PAGE_SIZE);
+    let kernel = kernel.subslice(0, len).expect("room");
+    kernel.write_bytes(0, image).expect("room");
+    kernel
+}
+
+/// Has `kernel` begin with the payload at `label`.
+pub fn select(kernel: SharedSlice<'_>, label: usize) {
+    let offset = (label - (&raw const guest_image).addr()) as u64;
+    kernel.write_bytes(SELECTOR, &offset.to_le_bytes()).expect("room");
+}
+
+/// The tables of a machine with `memory`.
+pub fn address_space(
+    pool: &mut FramePool<'static>,
+    vmid: u16,
+    memory: SharedSlice<'static>,
+) -> Stage2<'static> {
+    let geometry = Geometry::widest(layout::IPA_BITS, pa_range()).expect("a geometry");
+    let mut tables = Stage2::new(pool, geometry, Vmid::new(vmid)).expect("a root");
+    tables
+        .map(pool, &Tlbs, layout::RAM, memory.pa(), RAM_SIZE, Attributes::RAM)
+        .expect("RAM is mapped");
+    if let Some(frame) = gic::physical().guest_cpu_interface(gic::VIRTUAL_CPU) {
+        tables
+            .map(pool, &Tlbs, layout::GICC, frame.base, frame.len, Attributes::DEVICE)
+            .expect("GICV is mapped");
+    }
+    tables
+}
+
+/// What starts `vm` from `kernel`.
+pub fn managed(vm: &'static Vm<'static>, kernel: SharedSlice<'static>) -> &'static mut Machine {
+    let modules = Modules { kernel, ramdisk: None, bootargs: "" };
+    let plan = Plan { modules, scratch: ram::place([0u8; GUEST_FDT_LEN]), on_end: || () };
+    let manager = Manager::new(OnCrash::Stop, Counter.frequency());
+    ram::place(Machine::new(vm, manager, plan))
+}
+
+/// Runs this core's seat until a guest of it has ended, by [`on_end`].
+pub fn run_seat(seat: *mut Seat) {
+    // SAFETY: the seat is a test's, and used by nobody while it runs.
+    unsafe { test_run_guest(seat.cast()) }
+}
+
+/// How the guest has ended that made [`run_seat`] return.
+pub fn take_end() -> Next {
+    END.lock().take().expect("the guest has ended")
+}
+
+/// A machine with a vCPU on each of `cores`.
 #[inline(never)]
-fn machine(memory: SharedSlice<'static>, geometry: Geometry) -> &'static Vm<'static> {
+pub fn machine(
+    name: &'static str,
+    memory: SharedSlice<'static>,
+    geometry: Geometry,
+    cores: &[u8],
+) -> &'static Vm<'static> {
     let mut guest_memory = GuestMemory::new();
     assert!(guest_memory.add(layout::RAM, memory).is_ok());
     let limits = Limits {
@@ -282,11 +321,11 @@ fn machine(memory: SharedSlice<'static>, geometry: Geometry) -> &'static Vm<'sta
     let clock = Pl031::new(0, Counter.now(), Counter.frequency());
     let log_limit = RateLimit::new(8, Ticks(1));
     let vm = ram::place(Vm::new(
-        "test",
+        name,
         guest_memory.clone(),
         limits,
-        &[0],
-        Vgic::with_version(gic::version(), 1),
+        cores,
+        Vgic::with_version(gic::version(), cores.len()),
         clock,
         log_limit,
     ));
@@ -299,7 +338,7 @@ fn machine(memory: SharedSlice<'static>, geometry: Geometry) -> &'static Vm<'sta
 static END: Mutex<Option<Next>> = Mutex::new(None);
 
 /// The guest has ended: back to the test that ran it.
-fn on_end(next: Next) -> ! {
+pub fn on_end(next: Next) -> ! {
     *END.lock() = Some(next);
     // SAFETY: a guest runs only inside `test_run_guest` or `test_resume_guest`, whose frame is on
     // the tests' stack, untouched since.
