@@ -181,7 +181,7 @@ impl Guest {
         self.forget();
         let life = &self.vm.life;
         life.ask(if life.state().is_down() { Request::Start } else { Request::Reset });
-        self.ended(|seat| run_seat(seat))
+        self.ended(run_seat)
     }
 
     /// Lets a payload that has powered off go on behind the call, everything as it was.
