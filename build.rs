@@ -69,7 +69,7 @@ fn build_guest() {
         .env_remove("RUSTFLAGS")
         .env("CARGO_ENCODED_RUSTFLAGS", guest_flags().join("\u{1f}"))
         .env_remove("RUSTC_WORKSPACE_WRAPPER")
-        .env("CARGO_PROFILE_RELEASE_OPT_LEVEL", "s");
+        .env("CARGO_PROFILE_RELEASE_OPT_LEVEL", "z");
     match cargo.status() {
         Ok(status) if status.success() => {}
         Ok(status) => fail(&format!("the built-in guest was not built ({status})")),

@@ -96,6 +96,7 @@ mod on_target {
 
     // SAFETY: what is not shared by its own means is the boot core's alone.
     unsafe impl Send for Fleet {}
+    // SAFETY: as above.
     unsafe impl Sync for Fleet {}
 
     static FLEET: Once<Fleet> = Once::new();

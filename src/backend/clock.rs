@@ -33,8 +33,10 @@ impl Frequency {
 
     /// `span` in ticks, rounded up, saturating.
     pub const fn ticks(self, span: Duration) -> Ticks {
-        let ticks = (span.as_nanos() * self.0.get() as u128).div_ceil(1_000_000_000);
-        if ticks > u64::MAX as u128 { Ticks(u64::MAX) } else { Ticks(ticks as u64) }
+        let hertz = self.0.get() as u64;
+        // Less than 2^30 times less than 2^32.
+        let rest = (span.subsec_nanos() as u64 * hertz).div_ceil(1_000_000_000);
+        Ticks(span.as_secs().saturating_mul(hertz).saturating_add(rest))
     }
 }
 

@@ -140,19 +140,21 @@ struct Builder {
 type Reason = &'static str;
 
 const NO_ROOM: Reason = "EL2 has too little memory";
+const NO_CORE: Reason = "one of its cores does not run";
+const UNMAPPED: Reason = "EL2 cannot map its memory";
 
 impl Builder {
     /// Builds a machine, takes its vCPUs to their seats, and asks for its start.
     fn build(&mut self, config: &VmConfig<'static>) -> Result<(), Reason> {
         let mut cores = heapless::Vec::<CoreNumber, MAX_VCPUS>::new();
         for core in &config.cores {
-            let number = self.cores.number(core.get()).ok_or("one of its cores does not run")?;
+            let number = self.cores.number(core.get()).ok_or(NO_CORE)?;
             cores.push(number).map_err(|_| NO_ROOM)?;
         }
         let ram = config.ram.ok_or("it has no RAM")?;
         // SAFETY: `Configuration::place` took it out of the free RAM: it is nobody else's.
         let memory = unsafe { cache::shared_ram(ram.base, ram.len) };
-        let memory = memory.map_err(|_| "EL2 cannot map its RAM")?;
+        let memory = memory.map_err(|_| UNMAPPED)?;
         let [Some(gic), ..] = self.cores.gics else { return Err("there is no boot core") };
         let number = self.machines.len();
         let stage2 = self.address_space(number, memory, &gic)?;
@@ -230,10 +232,11 @@ impl Builder {
     }
 
     /// The seat of a core, made if it is not there yet.
+    #[inline(never)]
     fn seat(&mut self, core: usize, vm: &'static Vm<'static>) -> Result<&mut Seat, Reason> {
         let addresses = self.cores.addresses();
-        let gic = self.cores.gics.get(core).copied().flatten().ok_or("a core does not run")?;
-        let place_of = self.seats.get_mut(core).ok_or("a core does not run")?;
+        let gic = self.cores.gics.get(core).copied().flatten().ok_or(NO_CORE)?;
+        let place_of = self.seats.get_mut(core).ok_or(NO_CORE)?;
         if place_of.is_none() {
             let seat = seat(vm, gic).ok_or(NO_ROOM)?;
             seat.connect(addresses);
@@ -272,7 +275,7 @@ impl Builder {
             BlockSource::Ram { image } => {
                 // SAFETY: checked to be RAM that is nobody else's, and taken out of the free RAM.
                 let image = unsafe { cache::shared_ram(image.base, image.len) };
-                let image = image.map_err(|_| "EL2 cannot map its RAM disk")?;
+                let image = image.map_err(|_| UNMAPPED)?;
                 place(|| RamDisk::new(image, [0; ID_SIZE])).and_then(|disk| front(disk))
             }
             BlockSource::Null { size_kib } => {
@@ -309,8 +312,7 @@ impl Builder {
         let map = |module: &Module<'_>| {
             log::info!("{}: {}: {} KiB", config.name, module.node, module.range.len / 1024);
             // SAFETY: checked to be RAM that overlaps nothing else, and only ever read.
-            unsafe { cache::shared_ram(module.range.base, module.range.len) }
-                .map_err(|_| "EL2 cannot map a module")
+            unsafe { cache::shared_ram(module.range.base, module.range.len) }.map_err(|_| UNMAPPED)
         };
         let kernel = match &config.kernel {
             Kernel::Module(kernel) => map(kernel)?,

@@ -168,14 +168,15 @@ impl ListRegisters for GicV3ListRegisters {
         self.count
     }
 
-    #[inline]
+    // Sixteen registers are sixteen instructions to choose from: once in the image is enough.
+    #[inline(never)]
     fn read(&self, n: usize) -> ListRegister {
         let mut bits = 0;
         list_register!(n, |LR| bits = LR::get());
         ListRegister::from_bits(bits)
     }
 
-    #[inline]
+    #[inline(never)]
     fn write(&mut self, n: usize, value: ListRegister) {
         list_register!(n, |LR| LR::set(value.bits()));
     }
