@@ -199,11 +199,15 @@ guests_filter() {
     local -A ended=()
     while IFS= read -r line || [[ -n $line ]]; do
         while [[ $line == *$'\r' ]]; do line=${line%$'\r'}; done
-        if [[ ! $line =~ ^$escape($VM_NAME)\|$escape\ ?$escape(.*)$ ]]; then
+        if ((${#vm_names[@]} == 1)) && [[ $line != '[sparkler]'* ]]; then
+            # A guest that has the console to itself has it as it is.
+            name=${vm_names[0]} text=$line
+        elif [[ $line =~ ^$escape($VM_NAME)\|$escape\ ?$escape(.*)$ ]]; then
+            name=${BASH_REMATCH[2]} text=${BASH_REMATCH[5]}
+        else
             printf '%s\n' "$line"
             continue
         fi
-        name=${BASH_REMATCH[2]} text=${BASH_REMATCH[5]}
         if [[ $text =~ ^(.*)@@$1\ ([0-9]+)@@ ]]; then
             printf '%s %s\n' "$name" "${BASH_REMATCH[2]}" >>"$2"
             ended[$name]=1
