@@ -99,10 +99,10 @@ pub enum Request {
     Crash = 1 << 5,
 }
 
-/// The first wait after a crash.
-const FIRST_WAIT: Duration = Duration::from_secs(1);
+/// The first wait after a crash, in seconds.
+const FIRST_WAIT: u32 = 1;
 /// The longest, and how long a machine must run for its crashes to be forgiven.
-const LAST_WAIT: Duration = Duration::from_secs(60);
+const LAST_WAIT: u32 = 60;
 /// RAM that is zeroed in one step: a bound on what a neighbour on the same core waits.
 const SCRUB: usize = 0x20_0000;
 /// How often devices that do not let go at once are asked again.
@@ -222,8 +222,8 @@ pub struct Manager {
     phase: Phase,
     policy: OnCrash,
     frequency: Frequency,
-    /// The next wait after a crash.
-    wait: Duration,
+    /// The next wait after a crash, in seconds.
+    wait: u32,
     started: Ticks,
 }
 
@@ -318,14 +318,18 @@ impl Manager {
         }
     }
 
+    fn seconds(&self, seconds: u32) -> Ticks {
+        self.frequency.ticks(Duration::from_secs(seconds.into()))
+    }
+
     fn wait<H: Host>(&mut self, vm: &Vm<'_>, host: &mut H) -> Step {
         let now = host.now();
-        if now >= self.started.after(self.frequency.ticks(LAST_WAIT)) {
+        if now >= self.started.after(self.seconds(LAST_WAIT)) {
             self.wait = FIRST_WAIT;
         }
-        log::info!("{}: is started again in {} s", vm.name, self.wait.as_secs());
-        let until = now.after(self.frequency.ticks(self.wait));
-        self.wait = (self.wait * 2).min(LAST_WAIT);
+        log::info!("{}: is started again in {} s", vm.name, self.wait);
+        let until = now.after(self.seconds(self.wait));
+        self.wait = self.wait.saturating_mul(2).min(LAST_WAIT);
         self.phase = Phase::Waiting { until };
         vm.life.set(State::Waiting);
         Step::At(until)
