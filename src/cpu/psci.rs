@@ -52,20 +52,6 @@ pub trait CpuTable {
     fn is_entry_point(&self, entry: Ipa) -> bool;
 }
 
-/// The table of a guest with one CPU, the one that calls.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct SingleCpu(pub Affinity);
-
-impl CpuTable for SingleCpu {
-    fn state(&self, cpu: Affinity) -> Option<CpuState> {
-        if cpu == self.0 { Some(CpuState::On) } else { None }
-    }
-    fn is_entry_point(&self, _: Ipa) -> bool {
-        // There is nobody to start: the state is asked first.
-        false
-    }
-}
-
 /// What the caller is left to do.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Outcome {
