@@ -4,7 +4,8 @@
 //! the accesses; the vector comes back to their end with ESR_EL2.
 //!
 //! Each core has its own exception stack and its own probes. Cores that fail at the same time report
-//! one after the other, and the last one resets the board.
+//! one after the other, and the last one resets the board, after it has waited a while for others
+//! with the same trouble.
 
 use core::fmt::Write;
 use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -29,10 +30,12 @@ const KINDS: [&str; 4] = ["synchronous exception", "IRQ", "FIQ", "SError"];
 
 /// The core that reports, counted from 1; 0 while nobody does.
 static REPORTER: AtomicUsize = AtomicUsize::new(0);
-/// Cores that have failed and not yet said how.
+/// Cores that have failed, until a while after their report.
 static FAILED: AtomicUsize = AtomicUsize::new(0);
 /// How long a core waits for another one's report; at 115,200 baud it takes a tenth of a second.
 const PATIENCE: Duration = Duration::from_secs(2);
+/// How long the board waits, after a report, for cores that fail of the same cause a little later.
+const GRACE: Duration = Duration::from_millis(500);
 
 /// The cores on which a probe is under way.
 static PROBING: [AtomicBool; MAX_CORES] = [const { AtomicBool::new(false) }; MAX_CORES];
@@ -135,10 +138,15 @@ fn begin_report() -> console::Seized {
     console::seize()
 }
 
-/// Lets the next core report; the last one resets the board.
+/// Lets the next core report; the last one resets the board, if nobody else fails within the grace.
 fn end_report(out: console::Seized) -> ! {
     drop(out);
     REPORTER.store(0, Ordering::Release);
+    let clock = timer::Counter;
+    let end = clock.now().after(clock.frequency().ticks(GRACE));
+    while clock.now() < end {
+        barrier::relax();
+    }
     if FAILED.fetch_sub(1, Ordering::Relaxed) > 1 { firmware::park() } else { reset() }
 }
 
