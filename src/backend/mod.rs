@@ -5,6 +5,8 @@
 
 pub mod block;
 pub mod clock;
+pub mod net;
 pub mod null;
 pub mod ram;
 pub mod serial;
+pub mod wake;
