@@ -2,8 +2,8 @@
 //!
 //! Without arguments: instructions per operation (`exits`). With `queue`: batches of reads from the
 //! disk over a split ring (`queue`); `packed`, `batched` and `more` say what else. With `ipi`: an
-//! interrupt from a vCPU to another; with `share`: how much of its core it gets (`smp`). It is the built-in
-//! guest's machinery around other work, and not part of the EL2 image.
+//! interrupt from a vCPU to another; with `share`: how much of its core it gets (`smp`). It is the builtin
+//! guest's machinery around other work.
 //!
 //! Prints `bench NAME VALUE` lines; the last is `bench: N passed, M failed`.
 #![no_std]
@@ -13,7 +13,7 @@
 #![allow(clippy::indexing_slicing)]
 // Memory shared with a device is reached by its fields' addresses, several under one reason.
 #![allow(clippy::multiple_unsafe_ops_per_block)]
-// The modules shared with the built-in guest have what only that one uses.
+// The modules shared with the builtin guest have what only that one uses.
 #![allow(dead_code)]
 
 #[cfg(not(all(target_arch = "aarch64", target_os = "none")))]
@@ -28,7 +28,7 @@ mod exception;
 mod exits;
 #[path = "../builtin/gic.rs"]
 mod gic;
-// For crates that are built to allocate because the built-in guest's driver does.
+// For crates that are built to allocate because the builtin guest's driver does.
 #[path = "../builtin/heap.rs"]
 mod heap;
 #[path = "../builtin/mmio.rs"]

@@ -1,4 +1,4 @@
-// The built-in guest's first instructions and its exception vectors.
+// The builtin guest's first instructions and its exception vectors.
 //
 // Entered as the arm64 boot protocol says: x0 = FDT, MMU off, any 2 MiB-aligned address, at EL1.
 

@@ -1,7 +1,7 @@
-//! The guest linked into the EL2 image: it judges, from EL1, the machine it is given.
+//! The builtin guest: it judges, from EL1, the machine it is given.
 //!
-//! It runs when no other guest was loaded, and shares nothing with the hypervisor but the
-//! repository: the disk is driven by the independent `virtio-drivers` crate, the rest by a few
+//! It is an arm64 Image, loaded as any guest's kernel, and shares nothing with the hypervisor but
+//! the repository: the disk is driven by the independent `virtio-drivers` crate, the rest by a few
 //! register accesses of its own. Everything it uses is found in the device tree in x0, so it also
 //! runs on QEMU's `virt` board without a hypervisor, which is how its own verdicts are checked.
 //!
@@ -16,7 +16,7 @@
 #![allow(clippy::multiple_unsafe_ops_per_block)]
 
 #[cfg(not(all(target_arch = "aarch64", target_os = "none")))]
-compile_error!("the built-in guest is built for aarch64-unknown-none-softfloat only");
+compile_error!("the builtin guest is built for aarch64-unknown-none-softfloat only");
 
 extern crate alloc;
 

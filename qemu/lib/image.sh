@@ -1,6 +1,6 @@
 # shellcheck shell=bash
-# The EL2 image: from source to ELF to the raw arm64 Image that QEMU and boot loaders enter at EL2. And the guest that
-# measures it.
+# The EL2 image: from source to ELF to the raw arm64 Image that QEMU and boot loaders enter at EL2. And the guests that
+# check and measure it.
 
 # elf_to_image ELF IMAGE
 elf_to_image() {
@@ -24,12 +24,20 @@ build_image() {
     elf_to_image "$target/$triple/release/sparkler" "$1"
 }
 
-# What build_bench_guest makes.
+# What build_guest makes.
+builtin_guest=$target/$triple/guest/$triple/release/builtin
 bench_guest=$target/$triple/guest/$triple/release/bench
 
-# As build.rs builds the builtin guest.
-build_bench_guest() {
+# build_guest builtin|bench: an arm64 Image of guests/NAME. The linker's arguments are in build.rs.
+build_guest() {
     cd -- "$root"
-    RUSTFLAGS=-Crelocation-model=pic cargo build --locked --release --bin bench --features guest --target "$triple" \
+    RUSTFLAGS=-Crelocation-model=pic cargo build --locked --release --bin "$1" --features guest --target "$triple" \
         --target-dir "$target/$triple/guest"
+}
+
+# The builtin guest, for whoever has not set up a compiler so far.
+need_builtin_guest() {
+    setup_tools build
+    setup_toolchain
+    step "build the builtin guest" "the compiler's messages are above" build_guest builtin
 }

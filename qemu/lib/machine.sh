@@ -49,14 +49,8 @@ qemu_command() {
     else
         # A reset of the board is EL2's own fault, never a guest's: end there.
         qemu_cmd+=(-no-reboot -kernel "$image")
-        local el2_bootargs=$el2_append
-        if [[ -n $kernel ]]; then
-            module_arguments
-        elif [[ -n $bootargs ]]; then
-            # The builtin guest has no module that could carry its command line: it gets EL2's.
-            el2_bootargs+=${el2_append:+ }$bootargs
-        fi
-        if [[ -n $el2_bootargs ]]; then qemu_cmd+=(-append "$el2_bootargs"); fi
+        if [[ -n $kernel ]]; then module_arguments; fi
+        if [[ -n $el2_append ]]; then qemu_cmd+=(-append "$el2_append"); fi
     fi
     if ((terminal)); then qemu_cmd+=(-serial mon:stdio); else qemu_cmd+=(-serial stdio -monitor none); fi
     qemu_cmd+=("${extra_args[@]}")

@@ -1,8 +1,9 @@
 # shellcheck shell=bash
 # VMs of qemu/run --vms: their nodes, merged into the board's device tree; the files they name, in the board's memory;
 # their disks; their console lines. The nodes' binding is in docs/configuration.md. For the script alone:
-#   sparkler,file in a module     "linux", "linux-ramdisk" (as without --vms), or a file, from the .dts file's folder
+#   sparkler,file in a module     "linux", "linux-ramdisk", "builtin" (as without --vms), or a file, from the .dts file's folder
 #   sparkler,file in a disk       a file instead of target/disk/NAME.img, or "null" for a disk of zeros
+#   sparkler,builtin in a VM      a kernel module with "builtin", its bootargs the VM's
 
 vm_names=()
 # By a VM's name: linux (our ramdisk, which takes commands), builtin, or other; and the path of its node.
@@ -15,6 +16,8 @@ declare -A disk_node=()
 vm_words='' vm_args=()
 
 readonly VM_NAME='[A-Za-z0-9._-]+'
+# The module of a VM with sparkler,builtin.
+readonly BUILTIN_NODE=builtin-kernel
 
 vms_text() { fdtget -d '' -t s "$vms_dtb" "$1" "$2"; }
 # A number of one or two cells; $3 if it is not there.
@@ -49,7 +52,7 @@ read_vms() {
 read_vm() { # read_vm PATH NAME
     local child path file disk core
     vm_kind[$2]=other
-    if vms_has "$1" sparkler,builtin; then vm_kind[$2]=builtin; fi
+    if vms_has "$1" sparkler,builtin; then vm_kind[$2]=builtin vm_modules[$1/$BUILTIN_NODE]=builtin; fi
     vm_memory=$((vm_memory + $(vms_number "$1" memory 0)))
     for core in $(fdtget -d "$(($(vms_number "$1" cpus 1) - 1))" -t u "$vms_dtb" "$1" sparkler,cores); do
         vm_cores=$((core < vm_cores ? vm_cores : core < 8 ? core + 1 : 8))
@@ -58,7 +61,10 @@ read_vm() { # read_vm PATH NAME
         path=$1/$child file=$(vms_text "$1/$child" sparkler,file)
         if ! vms_enabled "$path"; then continue; fi
         if vms_is "$path" multiboot,module || [[ $(vms_text "$path" backend) == ram ]]; then
-            if [[ $file == linux-ramdisk ]]; then vm_kind[$2]=linux; fi
+            case $file in
+            linux-ramdisk) vm_kind[$2]=linux ;;
+            builtin) vm_kind[$2]=builtin ;;
+            esac
             if [[ -n $file ]]; then vm_modules[$path]=$file; fi
         elif [[ $(vms_text "$path" backend) == physical ]]; then
             disk=$(vms_number "$path" disk 32)
@@ -82,6 +88,7 @@ vms_file() {
     case $1 in
     linux) printf '%s' "$guest_dir/vmlinuz" ;;
     linux-ramdisk) printf '%s' "$initrd" ;;
+    builtin) printf '%s' "$builtin_guest" ;;
     /*) printf '%s' "$1" ;;
     *) printf '%s' "$(dirname -- "$vms")/$1" ;;
     esac
@@ -122,7 +129,13 @@ place_vm_modules() {
 module_fragment() { # module_fragment PATH ADDRESS SIZE
     local vm words=''
     vm=$(cut -d / -f 3 <<<"$1")
-    printf '/ { chosen { %s { #address-cells = <2>; #size-cells = <2>; %s { /delete-property/ sparkler,file; ' "$vm" "${1##*/}"
+    printf '/ { chosen { %s { #address-cells = <2>; #size-cells = <2>; ' "$vm"
+    if [[ ${1##*/} == "$BUILTIN_NODE" ]]; then
+        words=$(vms_text "/chosen/$vm" bootargs)
+        printf '/delete-property/ sparkler,builtin; %s { compatible = "multiboot,kernel", "multiboot,module"; ' "${1##*/}"
+    else
+        printf '%s { /delete-property/ sparkler,file; ' "${1##*/}"
+    fi
     printf 'reg = <%#x %#x %#x %#x>; ' $(($2 >> 32)) $(($2 & 0xffffffff)) $(($3 >> 32)) $(($3 & 0xffffffff))
     if vms_is "$1" multiboot,kernel; then
         words=$(vms_text "$1" bootargs)
@@ -130,6 +143,8 @@ module_fragment() { # module_fragment PATH ADDRESS SIZE
             words=${words:-console=ttyAMA0}
             words+=" VM_NAME=$(vms_vm_name "/chosen/$vm")${append:+ $append}$vm_words"
         fi
+    fi
+    if [[ -n $words ]]; then
         words=${words//\\/\\\\}
         printf 'bootargs = "%s"; ' "${words//\"/\\\"}"
     fi

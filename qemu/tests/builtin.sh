@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# The guest linked into the image, which drives the disk through an independent driver.
+# The guest in guests/builtin, which drives the disk through an independent driver.
 
 test_the_builtin_guest_passes() { expect_status 0 run_guest --guest builtin; }
 
@@ -16,7 +16,7 @@ test_the_builtin_guest_needs_no_network_and_no_linux() {
 # What it measures is for qemu/bench to judge; here it has to work, with one kick a batch.
 test_the_benchmark_guest_reads_over_both_rings() {
     local ring
-    build_bench_guest
+    build_guest bench
     for ring in split packed; do
         expect_status 0 run_guest --guest "$bench_guest" --append "queue batched $ring" --el2-append sparkler.virtio=packed \
             --disk null --icount --timeout 100 >"$dir/$ring"

@@ -2,7 +2,8 @@
 # Several guests on one console, and the monitor that is in charge of them.
 
 # A builtin guest that runs for as long as it is told, without a download; $1: more properties.
-builtin_vm='compatible = "sparkler,vm"; cpus = <1>; memory = <0x10000>; sparkler,builtin;'
+builtin_vm='compatible = "sparkler,vm"; cpus = <1>; memory = <0x10000>;
+    kernel { compatible = "multiboot,kernel", "multiboot,module"; sparkler,file = "builtin"; };'
 
 test_lines_of_several_linux_guests_are_told_apart_and_the_worst_status_is_the_runs() {
     expect_status 3 run_guest --vms two-linux -c 'echo "I am $VM_NAME"; test $VM_NAME = alice || exit 3' | tee "$dir/out"
@@ -15,8 +16,8 @@ test_lines_of_several_linux_guests_are_told_apart_and_the_worst_status_is_the_ru
 }
 
 test_a_guest_may_give_commands_to_the_monitor_only_if_it_is_an_operator() {
-    vms_fragment "boss { $builtin_vm sparkler,cores = <0>; sparkler,operator; };
-        other { $builtin_vm sparkler,cores = <1>; };"
+    vms_fragment "boss { sparkler,cores = <0>; sparkler,operator; $builtin_vm };
+        other { sparkler,cores = <1>; $builtin_vm };"
     run_guest --vms "$dir/vms.dts" | tee "$dir/out"
     grep -Eq '^boss\| monitor: an operator is told of the VMs +\.\.\. ok$' "$dir/out"
     grep -Eq '^other\| monitor: who is no operator is denied +\.\.\. ok$' "$dir/out"

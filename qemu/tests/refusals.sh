@@ -47,13 +47,18 @@ patch_module() {
 
 # The options that boot the patched tree, the files where it says (or said).
 patched_modules() {
-    patched=(--guest builtin -- -dtb "$dir/dtb"
+    patched=(--guest none -- -dtb "$dir/dtb"
         -device "loader,file=$(qemu_value "$target/guest/vmlinuz"),addr=$kernel_at,force-raw=on"
         -device "loader,file=$(qemu_value "$target/guest/ramdisk.img"),addr=$ramdisk_at,force-raw=on")
 }
 
 test_el2_refuses_to_run_at_el1() {
     expect_refusal 'not at EL2' --guest builtin --timeout 5 -- -machine virtualization=off
+}
+
+test_el2_refuses_a_board_without_a_guest_and_says_how_to_give_one() {
+    expect_refusal '/chosen: there is no guest: give one as a multiboot,kernel module' --guest none
+    expect_text "$dir/out" 'turning the board off'
 }
 
 test_el2_refuses_an_x0_that_is_no_device_tree() {

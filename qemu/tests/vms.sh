@@ -39,6 +39,20 @@ test_several_vms_share_one_copy_of_a_file() {
     expect_equal size "$(file_size "$target/guest/vmlinuz")" "$((16#$size))"
 }
 
+test_a_builtin_guest_is_a_module_however_it_is_named() {
+    local vm='compatible = "sparkler,vm"; cpus = <1>; memory = <0x10000>; sparkler,cores = <0>;' tree=$target/dry-run/vms.dtb
+    vms_fragment "one { $vm kernel { compatible = \"multiboot,kernel\", \"multiboot,module\"; sparkler,file = \"builtin\"; }; };
+        two { $vm sparkler,builtin; bootargs = \"long\"; };"
+    run_guest --vms "$dir/vms.dts" --dry-run | tee "$dir/out"
+    expect_equal 'files in memory' 1 "$(grep -o 'loader,file' "$dir/out" | wc -l)"
+    expect_equal reg "$(fdtget "$tree" /chosen/one/kernel reg)" "$(fdtget "$tree" /chosen/two/builtin-kernel reg)"
+    expect_equal bootargs long "$(fdtget "$tree" /chosen/two/builtin-kernel bootargs)"
+    ! fdtget -p "$tree" /chosen/two | grep sparkler,builtin
+    SPARKLER_RUN_ARGS='' run_guest --vms "$dir/vms.dts" | tee "$dir/out"
+    grep -Eq '^one\| builtin: [0-9]+ passed, 0 failed' "$dir/out"
+    grep -Eq '^two\| builtin: [0-9]+ passed, 0 failed' "$dir/out"
+}
+
 test_disks_come_in_the_order_of_their_numbers() {
     local disk='compatible = "sparkler,virtio-block"; backend = "physical";'
     : >"$dir/own.raw"

@@ -27,7 +27,7 @@ use sparkler::monitor::MemoryInfo;
 use sparkler::rate_limit::RateLimit;
 use sparkler::virtio::MmioTransport;
 use sparkler::virtio::devices::block::Block;
-use sparkler::vm::config::{Configuration, CoreSet, Kernel, MAX_VMS, Refusal, Resources, VmConfig};
+use sparkler::vm::config::{Configuration, CoreSet, MAX_VMS, Refusal, Resources, VmConfig};
 use sparkler::vm::lifecycle::{Manager, Request};
 use sparkler::vm::loader::Modules;
 use sparkler::vm::options::VirtioOptions;
@@ -40,12 +40,9 @@ use super::cores::{self, Cores};
 use super::devices::{self, Disk, MAX_DISKS};
 use super::stop;
 
-/// The guest that runs when no module is given.
-static BUILTIN: &[u8] = include_bytes!(env!("SPARKLER_BUILTIN"));
-
 /// Alignment of what guests' RAM and EL2's pool are cut from: stage 2 maps it by 2 MiB blocks.
 const BLOCK: u64 = 0x20_0000;
-/// EL2's pool: stage-2 tables, DMA memory of the drivers, the built-in guest's file.
+/// EL2's pool: stage-2 tables, DMA memory of the drivers, what the arena holds.
 const POOL: u64 = BLOCK;
 /// Log lines a guest can cause at once.
 const WARNING_BURST: u32 = 10;
@@ -308,22 +305,13 @@ impl Builder {
     }
 
     /// What the guest boots.
-    fn modules(&mut self, config: &VmConfig<'static>) -> Result<Modules<'static>, Reason> {
+    fn modules(&self, config: &VmConfig<'static>) -> Result<Modules<'static>, Reason> {
         let map = |module: &Module<'_>| {
             log::info!("{}: {}: {} KiB", config.name, module.node, module.range.len / 1024);
             // SAFETY: checked to be RAM that overlaps nothing else, and only ever read.
             unsafe { cache::shared_ram(module.range.base, module.range.len) }.map_err(|_| UNMAPPED)
         };
-        let kernel = match &config.kernel {
-            Kernel::Module(kernel) => map(kernel)?,
-            Kernel::Builtin => {
-                log::info!("{}: the built-in guest", config.name);
-                let frames = BUILTIN.len().div_ceil(PAGE_SIZE as usize);
-                let room = self.pool.alloc_run(frames, PAGE_SIZE).map_err(|_| NO_ROOM)?;
-                room.write_bytes(0, BUILTIN).ok_or(NO_ROOM)?;
-                room.subslice(0, BUILTIN.len()).ok_or(NO_ROOM)?
-            }
-        };
+        let kernel = map(&config.kernel)?;
         let ramdisk = config.ramdisk.as_ref().map(map).transpose()?;
         Ok(Modules { kernel, ramdisk, bootargs: config.bootargs })
     }

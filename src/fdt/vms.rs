@@ -20,7 +20,7 @@ const NULL_DISK_KIB: u64 = 1 << 20;
 
 /// Properties of a VM's node whose names are ours alone: another name with this prefix is a mistake.
 const PREFIX: &str = "sparkler,";
-const OURS: [&str; 6] = ["cores", "weight", "autostart", "on-crash", "operator", "builtin"];
+const OURS: [&str; 5] = ["cores", "weight", "autostart", "on-crash", "operator"];
 
 /// What a device's node can have. There everything else is a mistake: a disk that is to be
 /// `readonly` instead of `read-only` must not be written.
@@ -48,10 +48,6 @@ pub struct VmNode<'a> {
     pub on_crash: OnCrash,
     /// `sparkler,operator`: whether it may use the monitor's hypercalls.
     pub operator: bool,
-    /// `sparkler,builtin`: whether it runs the guest in the image.
-    pub builtin: bool,
-    /// `bootargs` of the node itself, for the built-in guest.
-    pub bootargs: &'a str,
     /// Its `multiboot,kernel` module.
     pub kernel: Option<Module<'a>>,
     /// Its `multiboot,ramdisk` module.
@@ -171,8 +167,6 @@ fn read<'a>(
             _ => OnCrash::Stop,
         },
         operator: at.flag("sparkler,operator"),
-        builtin: at.flag("sparkler,builtin"),
-        bootargs: at.text("bootargs").unwrap_or(""),
         kernel: None,
         ramdisk: None,
         devices: heapless::Vec::new(),

@@ -68,15 +68,6 @@ pub enum Memory {
     Rest,
 }
 
-/// What a VM's kernel is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kernel<'a> {
-    /// The guest in the image.
-    Builtin,
-    /// A module. Checked: it is in the board's RAM, and over nothing else.
-    Module(Module<'a>),
-}
-
 /// A VM that is to run.
 #[derive(Clone, Debug)]
 pub struct VmConfig<'a> {
@@ -100,8 +91,8 @@ pub struct VmConfig<'a> {
     /// Its RAM: both ends multiples of [`RAM_BLOCK`], nobody else's. [`Configuration::place`] gives
     /// it to every VM that it does not refuse.
     pub ram: Option<PaRange>,
-    /// Its kernel.
-    pub kernel: Kernel<'a>,
+    /// Its kernel. Checked, as all its modules: it is in the board's RAM, and over nothing else.
+    pub kernel: Module<'a>,
     /// Its ramdisk. It may be another VM's too: modules are only read.
     pub ramdisk: Option<Module<'a>>,
     /// The kernel's command line: at most [`MAX_BOOTARGS`] bytes.
@@ -115,9 +106,7 @@ pub struct VmConfig<'a> {
 impl<'a> VmConfig<'a> {
     /// Calls `visit` with every range of memory that it boots from, or has as a disk.
     fn for_each_module(&self, visit: &mut dyn FnMut(Owned<'a>)) {
-        if let Kernel::Module(module) = &self.kernel {
-            visit(Owned::read(module));
-        }
+        visit(Owned::read(&self.kernel));
         if let Some(module) = &self.ramdisk {
             visit(Owned::read(module));
         }
@@ -181,7 +170,7 @@ impl<'a> Configuration<'a> {
 
     /// Adds the VMs that `board`'s tree asks for and `resources` allow; `refuse` hears of the
     /// others. Without any VM in the tree it is one, with all cores, the largest piece of free RAM,
-    /// the board's first kernel module, or else the built-in guest, and disk 0.
+    /// the board's first kernel module, and disk 0; without such a module it is refused.
     pub fn read(
         &mut self,
         board: &Board<'a>,
@@ -200,8 +189,11 @@ impl<'a> Configuration<'a> {
             }
         });
         if !found {
-            // There is room for one.
-            let _ = self.vms.push(default_vm(board, resources.cores));
+            match default_vm(board, resources.cores) {
+                // There is room for one.
+                Some(vm) => _ = self.vms.push(vm),
+                None => refuse(Refusal { vm: CHOSEN, error: ConfigError::NoGuest }),
+            }
         }
         // Who named no core gets what the others leave.
         self.retain(refuse, |vms, index| {
@@ -302,14 +294,8 @@ impl<'a> Configuration<'a> {
         let vcpus = in_range("cpus", node.cpus, 1, MAX_VCPUS as u64)? as u8;
         let weight = u64::from(Weight::DEFAULT.get());
         let weight = in_range("sparkler,weight", node.weight.unwrap_or(weight), 1, 1000)?;
-        let kernel = match (node.builtin, node.kernel) {
-            (true, None) if node.ramdisk.is_none() => Kernel::Builtin,
-            (true, _) => return Err(ConfigError::BuiltinWithModules),
-            (false, Some(module)) => Kernel::Module(module),
-            (false, None) => return Err(ConfigError::NoKernel),
-        };
-        let bootargs = node.kernel.map_or(node.bootargs, |kernel| kernel.bootargs);
-        if bootargs.len() > MAX_BOOTARGS {
+        let kernel = node.kernel.ok_or(ConfigError::NoKernel)?;
+        if kernel.bootargs.len() > MAX_BOOTARGS {
             return Err(ConfigError::BootargsTooLong);
         }
         let cores = match node.cores {
@@ -329,7 +315,7 @@ impl<'a> Configuration<'a> {
             ram: None,
             kernel,
             ramdisk: node.ramdisk,
-            bootargs,
+            bootargs: kernel.bootargs,
             devices: node.devices,
             is_default: false,
         };
@@ -403,13 +389,16 @@ impl<'a> Configuration<'a> {
 
 type Vms<'a> = heapless::Vec<VmConfig<'a>, MAX_VMS>;
 
-/// The only VM of a board whose tree has none.
-fn default_vm<'a>(board: &Board<'a>, cores: CoreSet) -> VmConfig<'a> {
-    let node = NodePath::new("", "chosen");
-    let images = board.first_guest();
+/// Where the modules of a board without configuration are.
+const CHOSEN: NodePath<'static> = NodePath::new("", "chosen");
+
+/// The only VM of a board whose tree has none; `None` without a kernel.
+fn default_vm<'a>(board: &Board<'a>, cores: CoreSet) -> Option<VmConfig<'a>> {
+    let node = CHOSEN;
+    let images = board.first_guest()?;
     let source = BlockSource::Physical { disk: 0 };
     let disk = DeviceNode { node, kind: DeviceKind::Block { source, read_only: false } };
-    VmConfig {
+    Some(VmConfig {
         node,
         name: "vm0",
         vcpus: cores.len() as u8,
@@ -420,12 +409,12 @@ fn default_vm<'a>(board: &Board<'a>, cores: CoreSet) -> VmConfig<'a> {
         operator: false,
         memory: Memory::Rest,
         ram: None,
-        kernel: images.map_or(Kernel::Builtin, |images| Kernel::Module(images.kernel)),
-        ramdisk: images.and_then(|images| images.ramdisk),
-        bootargs: images.map_or(board.bootargs, |images| images.kernel.bootargs),
+        kernel: images.kernel,
+        ramdisk: images.ramdisk,
+        bootargs: images.kernel.bootargs,
         devices: [disk].into_iter().collect(),
         is_default: true,
-    }
+    })
 }
 
 fn check_name<'a>(name: &str) -> Result<(), ConfigError<'a>> {

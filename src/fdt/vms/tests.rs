@@ -51,7 +51,7 @@ fn everything_a_node_can_say_is_understood() {
         assert_eq!(cores.iter().collect::<Vec<_>>(), [0, 1]);
         assert_eq!([0, 1, 2].map(|n| cores.cycled(n)), [Some(0), Some(1), Some(0)]);
         assert_eq!((vm.weight, vm.autostart, vm.on_crash), (Some(250), false, OnCrash::Restart));
-        assert_eq!((vm.operator, vm.builtin, vm.bootargs), (true, false, ""));
+        assert!(vm.operator);
         let kernel = vm.kernel.unwrap();
         assert_eq!(kernel.node.to_string(), "/chosen/alice@7/kernel@48000000");
         assert_eq!(kernel.range, PaRange::new(0x4800_0000, 0x1000));
@@ -77,7 +77,7 @@ fn what_a_node_does_not_say_has_a_default() {
     board.for_each_vm(&mut |_, read| {
         let vm = read.unwrap();
         assert_eq!((vm.cores, vm.weight, vm.autostart), (None, None, true));
-        assert_eq!((vm.on_crash, vm.operator, vm.builtin), (OnCrash::Stop, false, false));
+        assert_eq!((vm.on_crash, vm.operator), (OnCrash::Stop, false));
         assert!(vm.ramdisk.is_none() && vm.devices.is_empty());
     });
 }
@@ -126,7 +126,6 @@ fn a_property_of_the_wrong_form_is_refused_by_name() {
         (good().bytes("vm-name", b"alice"), "vm-name is not text".to_owned()),
         (good().bytes("vm-name", b"a\0b\0"), "vm-name is not text".to_owned()),
         (good().bytes("vm-name", b"\xff\0"), "vm-name is not text".to_owned()),
-        (good().bytes("bootargs", b"\xff\0"), "bootargs is not text".to_owned()),
         (good().text("sparkler,weight", "x"), format!("sparkler,weight {number}")),
         (good().flag("sparkler,cores"), "sparkler,cores is not a list of cells".to_owned()),
         (
@@ -137,7 +136,7 @@ fn a_property_of_the_wrong_form_is_refused_by_name() {
         (good().flag("sparkler,autostart"), "sparkler,autostart is not text".to_owned()),
         (good().text("sparkler,on-crash", "Restart"), format!("sparkler,on-crash {words}")),
         (good().cells("sparkler,operator", &[0]), format!("sparkler,operator {flag}")),
-        (good().cells("sparkler,builtin", &[1]), format!("sparkler,builtin {flag}")),
+        (good().flag("sparkler,builtin"), "sparkler,builtin means nothing here".to_owned()),
         (good().flag("sparkler,weigth"), "sparkler,weigth means nothing here".to_owned()),
     ] {
         assert_eq!(refused(vm), format!("/chosen/alice: {problem}"));

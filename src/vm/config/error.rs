@@ -57,10 +57,10 @@ pub enum ConfigError<'a> {
     Name,
     /// Another VM has the same name.
     NameTaken,
-    /// It has neither a kernel module nor `sparkler,builtin`.
+    /// It has no kernel module.
     NoKernel,
-    /// It has both, or a ramdisk for the built-in guest.
-    BuiltinWithModules,
+    /// The board has neither a kernel module nor VMs.
+    NoGuest,
     /// Its command line is longer than [`MAX_BOOTARGS`](super::MAX_BOOTARGS).
     BootargsTooLong,
     /// There are [`MAX_VMS`](super::MAX_VMS) already.
@@ -117,8 +117,10 @@ impl fmt::Display for ConfigError<'_> {
                 f.write_str("its name must be 1 to 15 of A-Z, a-z, 0-9, \".\", \"_\", \"-\"")
             }
             Self::NameTaken => f.write_str("another VM has this name"),
-            Self::NoKernel => f.write_str("it has no kernel module and no sparkler,builtin"),
-            Self::BuiltinWithModules => f.write_str("sparkler,builtin takes no modules"),
+            Self::NoKernel => f.write_str("it has no kernel module"),
+            Self::NoGuest => f.write_str(
+                "there is no guest: give one as a multiboot,kernel module, as QEMU's guest-loader does, or a sparkler,vm node",
+            ),
             Self::BootargsTooLong => {
                 write!(f, "bootargs are longer than {} bytes", super::MAX_BOOTARGS)
             }

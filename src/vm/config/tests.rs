@@ -84,7 +84,7 @@ fn without_a_vm_node_there_is_one_vm_with_everything() {
     config.read(&board, &resources, &mut refuse);
     let vm = &config.vms()[0];
     assert_eq!((vm.name, vm.bootargs, vm.memory), ("vm0", "quiet", Memory::Rest));
-    assert_eq!(vm.kernel, Kernel::Module(board.first_guest().unwrap().kernel));
+    assert_eq!(vm.kernel, board.first_guest().unwrap().kernel);
     assert_eq!(vm.ramdisk, board.first_guest().unwrap().ramdisk);
     assert_eq!(vm.cores.iter().map(|core| core.get()).collect::<Vec<_>>(), [0, 1, 2]);
     assert_eq!(vm.devices.len(), 1);
@@ -101,14 +101,20 @@ fn without_a_vm_node_there_is_one_vm_with_everything() {
 }
 
 #[test]
-fn without_a_module_the_only_vm_is_the_builtin_guest() {
-    let blob = board(12, &[]).blob();
-    let board = Board::read(&blob, Pa::new(0)).unwrap();
-    let resources = Resources { cores: CoreSet::first(12), taken: &TAKEN };
-    let mut config = Configuration::new();
-    config.read(&board, &resources, &mut |refusal| panic!("{refusal}"));
-    assert_eq!(config.vms()[0].kernel, Kernel::Builtin);
-    assert_eq!(config.vms()[0].cores.len(), MAX_VCPUS);
+fn the_only_vm_has_no_more_vcpus_than_there_can_be() {
+    let outcome = configure(12, &[module("kernel", MODULES, MIB)], 0);
+    assert_eq!(outcome.0[0].1.len(), MAX_VCPUS);
+}
+
+#[test]
+fn without_a_module_and_a_vm_there_is_no_guest_and_it_says_how_to_give_one() {
+    for chosen in [&[][..], &[module("ramdisk", MODULES, MIB)]] {
+        let outcome = configure(1, chosen, 1);
+        assert!(outcome.0.is_empty());
+        let [reason] = &outcome.1[..] else { panic!("{outcome:?}") };
+        assert!(reason.starts_with("/chosen: there is no guest: "), "{reason}");
+        assert!(reason.contains("multiboot,kernel") && reason.contains("sparkler,vm"), "{reason}");
+    }
 }
 
 #[test]
@@ -162,7 +168,8 @@ fn a_vm_of_1_gib_is_where_stage_2_can_map_it_whole() {
     // At a multiple of 1 GiB the modules are in its way.
     let outcome = configure(1, std::slice::from_ref(&large), 0);
     assert_eq!(outcome.0[0].2, Some(PaRange::new(0x4820_0000, 1 << 30)));
-    let outcome = configure(1, &[large.without_children().flag("sparkler,builtin")], 0);
+    let low = large.without_children().child(module("kernel", 0x4040_0000, MIB));
+    let outcome = configure(1, &[low], 0);
     assert_eq!(outcome.0[0].2, Some(PaRange::new(0x8000_0000, 1 << 30)));
 }
 
@@ -190,18 +197,16 @@ fn a_name_is_free_again_if_who_had_it_is_refused() {
 }
 
 #[test]
-fn a_vm_boots_a_kernel_module_or_the_builtin_guest() {
+fn a_vm_boots_a_kernel_module_with_a_command_line_that_fits() {
     let none = bad().without_children();
-    let expected = "/chosen/bad: it has no kernel module and no sparkler,builtin";
+    let expected = "/chosen/bad: it has no kernel module";
     alone_is_refused(none.clone(), expected);
-    let both = "/chosen/bad: sparkler,builtin takes no modules";
-    alone_is_refused(bad().flag("sparkler,builtin"), both);
     let ramdisk = none.clone().child(module("ramdisk", MODULES + 2 * MIB, MIB));
-    alone_is_refused(ramdisk.clone().flag("sparkler,builtin"), both);
     alone_is_refused(ramdisk, expected);
-    let builtin = none.flag("sparkler,builtin").text("bootargs", &"x".repeat(2048));
-    assert_eq!(names(&configure(1, std::slice::from_ref(&builtin), 0)), ["bad"]);
-    let long = builtin.text("bootargs", &"x".repeat(2049));
+    let kernel = |len| module("kernel", MODULES + 2 * MIB, MIB).text("bootargs", &"x".repeat(len));
+    let longest = none.clone().child(kernel(2048));
+    assert_eq!(names(&configure(1, &[longest], 0)), ["bad"]);
+    let long = none.child(kernel(2049));
     alone_is_refused(long, "/chosen/bad: bootargs are longer than 2048 bytes");
 }
 
@@ -485,8 +490,8 @@ fn the_script_s_linux_runs_beside_the_builtin_guest() {
     example(include_bytes!("../../../tests/data/vms-linux-and-builtin.dtb"), |vms| {
         let [linux, checks] = vms else { panic!("{vms:?}") };
         assert_eq!((linux.name, checks.name), ("linux", "checks"));
-        assert!(matches!(linux.kernel, Kernel::Module(_)) && linux.ramdisk.is_some());
-        assert_eq!((checks.kernel, checks.ramdisk), (Kernel::Builtin, None));
+        assert!(linux.ramdisk.is_some() && checks.ramdisk.is_none());
+        assert!(!linux.kernel.range.overlaps(checks.kernel.range));
         assert_eq!(checks.memory, Memory::Bytes(64 * MIB));
     });
 }
