@@ -22,10 +22,79 @@ pub struct BlockInfo {
     pub flush: bool,
     /// The most memory segments one request may have; at least 1.
     pub max_segments: u16,
+    /// The most bytes one memory segment may have; at least [`SECTOR_SIZE`].
+    pub max_segment_bytes: u32,
     /// Requests that may be in flight at once; at least 1.
     pub depth: u16,
+    /// How requests are laid out best.
+    pub topology: Topology,
+    /// The disk knows [`BlockOp::Discard`].
+    pub discard: Option<DiscardLimits>,
+    /// The disk knows [`BlockOp::WriteZeroes`].
+    pub write_zeroes: Option<WriteZeroesLimits>,
     /// Identity, padded with zeros.
     pub id: [u8; ID_SIZE],
+}
+
+impl BlockInfo {
+    /// The plainest disk of `sectors` sectors: writable, in blocks of a sector, nothing to flush,
+    /// one segment and one request at a time, nameless.
+    pub const fn new(sectors: u64) -> Self {
+        Self {
+            sectors,
+            block_size: SECTOR_SIZE as u32,
+            read_only: false,
+            flush: false,
+            max_segments: 1,
+            max_segment_bytes: 1 << 30,
+            depth: 1,
+            topology: Topology::FLAT,
+            discard: None,
+            write_zeroes: None,
+            id: [0; ID_SIZE],
+        }
+    }
+}
+
+/// How requests are laid out best, in the terms of virtio 5.2.4. It binds nobody.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Topology {
+    /// Logical blocks in a physical one, as a power of two.
+    pub physical_block_exponent: u8,
+    /// The first logical block that begins a physical one.
+    pub alignment_offset: u8,
+    /// Smallest request without a penalty, in logical blocks; 0: not known.
+    pub min_io_blocks: u16,
+    /// Best size of a large request, in logical blocks; 0: not known.
+    pub opt_io_blocks: u32,
+}
+
+impl Topology {
+    /// Logical blocks are physical ones, and nothing else is known.
+    pub const FLAT: Self = Self {
+        physical_block_exponent: 0,
+        alignment_offset: 0,
+        min_io_blocks: 0,
+        opt_io_blocks: 0,
+    };
+}
+
+/// Bounds of [`BlockOp::Discard`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DiscardLimits {
+    /// Most sectors in a request; at least a logical block.
+    pub max_sectors: u32,
+    /// Sectors to which the disk discards; others of a request may stay as they are. At least 1.
+    pub alignment: u32,
+}
+
+/// Bounds of [`BlockOp::WriteZeroes`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct WriteZeroesLimits {
+    /// Most sectors in a request; at least a logical block.
+    pub max_sectors: u32,
+    /// The disk may give the space up if it is allowed to.
+    pub may_unmap: bool,
 }
 
 /// What is asked of a disk.
@@ -37,6 +106,28 @@ pub enum BlockOp {
     Write,
     /// Make every completed write durable. Has no segments.
     Flush,
+    /// The contents of `sectors` sectors are not needed any more: what they hold then is not said,
+    /// but never another owner's. Has no segments. Asked of disks with [`BlockInfo::discard`] only.
+    Discard {
+        /// How many; from 1 to [`DiscardLimits::max_sectors`].
+        sectors: u32,
+    },
+    /// Make `sectors` sectors read as zeros. Has no segments. Asked of disks with
+    /// [`BlockInfo::write_zeroes`] only.
+    WriteZeroes {
+        /// How many; from 1 to [`WriteZeroesLimits::max_sectors`].
+        sectors: u32,
+        /// The space may be given up, as if discarded.
+        unmap: bool,
+    },
+}
+
+impl BlockOp {
+    /// Whether it changes what is on the disk, which a read-only one refuses.
+    #[inline]
+    pub const fn modifies(self) -> bool {
+        !matches!(self, Self::Read | Self::Flush)
+    }
 }
 
 /// Names a request in flight; the submitter chooses it, unique among its own.
@@ -54,6 +145,20 @@ pub struct BlockRequest<'a, 'm> {
     pub sector: u64,
     /// The memory, in order; together a multiple of [`SECTOR_SIZE`].
     pub segments: &'a [SharedSlice<'m>],
+}
+
+impl BlockRequest<'_, '_> {
+    /// How many sectors it is about, from [`Self::sector`] on; 0 for a flush.
+    pub fn sectors(&self) -> u64 {
+        match self.op {
+            BlockOp::Read | BlockOp::Write => {
+                let bytes: u64 = self.segments.iter().map(|segment| segment.len() as u64).sum();
+                bytes / SECTOR_SIZE
+            }
+            BlockOp::Flush => 0,
+            BlockOp::Discard { sectors } | BlockOp::WriteZeroes { sectors, .. } => sectors.into(),
+        }
+    }
 }
 
 /// Why a request was not taken. It then has had no effect.
@@ -80,7 +185,7 @@ pub enum BlockStatus {
 
 /// A disk that is polled, by whichever core works on the device in front of it, one at a time.
 pub trait BlockBackend<'m>: Send {
-    /// What the disk is. Constant while requests are in flight.
+    /// What the disk is. Constant while requests are in flight, but that its capacity may grow.
     fn info(&self) -> BlockInfo;
 
     /// Takes a request. It may start at once or at the next [`Self::kick`]; it ends with exactly
@@ -100,4 +205,34 @@ pub trait BlockBackend<'m>: Send {
 
     /// Requests in flight.
     fn in_flight(&self) -> usize;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::memory::{HostRam, Pa};
+
+    #[test]
+    fn a_request_knows_how_many_sectors_it_is_about() {
+        let ram = HostRam::new(4096);
+        let segments = [ram.slice(Pa::new(0)).subslice(0, 1024).unwrap(); 2];
+        let sectors =
+            |op, segments| BlockRequest { tag: Tag(0), op, sector: 9, segments }.sectors();
+        assert_eq!(sectors(BlockOp::Read, &segments), 4);
+        assert_eq!(sectors(BlockOp::Write, &segments[..1]), 2);
+        assert_eq!(sectors(BlockOp::Flush, &[]), 0);
+        assert_eq!(sectors(BlockOp::Discard { sectors: u32::MAX }, &[]), u32::MAX.into());
+        assert_eq!(sectors(BlockOp::WriteZeroes { sectors: 7, unmap: true }, &[]), 7);
+    }
+
+    #[test]
+    fn only_reads_and_flushes_leave_the_disk_as_it_was() {
+        for op in [BlockOp::Read, BlockOp::Flush] {
+            assert!(!op.modifies());
+        }
+        let zeroes = BlockOp::WriteZeroes { sectors: 1, unmap: false };
+        for op in [BlockOp::Write, BlockOp::Discard { sectors: 1 }, zeroes] {
+            assert!(op.modifies());
+        }
+    }
 }

@@ -1,12 +1,16 @@
 //! A disk that does nothing: to measure everything around it.
 
 use super::block::{
-    BlockBackend, BlockInfo, BlockRequest, BlockStatus, ID_SIZE, SECTOR_SIZE, SubmitError, Tag,
+    BlockBackend, BlockInfo, BlockRequest, BlockStatus, DiscardLimits, SubmitError, Tag,
+    WriteZeroesLimits,
 };
 use super::clock::Ticks;
 
 /// Requests a null disk keeps until it is polled.
 pub const DEPTH: usize = 64;
+
+/// Sectors that are discarded or zeroed by one request at most.
+const MAX_RANGE: u32 = 1 << 21;
 
 /// A disk of any size that moves no data: writes vanish, and reads leave the guest's memory as it
 /// was, which tells the guest nothing it did not know.
@@ -17,7 +21,7 @@ pub struct NullDisk {
 }
 
 impl NullDisk {
-    /// A disk of `sectors` sectors of [`SECTOR_SIZE`] bytes.
+    /// A disk of `sectors` sectors of [`SECTOR_SIZE`](super::block::SECTOR_SIZE) bytes.
     pub const fn new(sectors: u64) -> Self {
         Self { sectors, finished: heapless::Deque::new(), kicked: 0 }
     }
@@ -26,13 +30,12 @@ impl NullDisk {
 impl<'m> BlockBackend<'m> for NullDisk {
     fn info(&self) -> BlockInfo {
         BlockInfo {
-            sectors: self.sectors,
-            block_size: SECTOR_SIZE as u32,
-            read_only: false,
             flush: true,
             max_segments: u16::MAX,
             depth: DEPTH as u16,
-            id: [0; ID_SIZE],
+            discard: Some(DiscardLimits { max_sectors: MAX_RANGE, alignment: 1 }),
+            write_zeroes: Some(WriteZeroesLimits { max_sectors: MAX_RANGE, may_unmap: true }),
+            ..BlockInfo::new(self.sectors)
         }
     }
 

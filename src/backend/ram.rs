@@ -1,14 +1,18 @@
 //! A disk in memory.
 
 use super::block::{
-    BlockBackend, BlockInfo, BlockOp, BlockRequest, BlockStatus, ID_SIZE, SECTOR_SIZE, SubmitError,
-    Tag,
+    BlockBackend, BlockInfo, BlockOp, BlockRequest, BlockStatus, DiscardLimits, ID_SIZE,
+    SECTOR_SIZE, SubmitError, Tag, WriteZeroesLimits,
 };
 use super::clock::Ticks;
 use crate::memory::SharedSlice;
 
 /// Requests a RAM disk keeps until it is polled.
 pub const DEPTH: usize = 64;
+
+/// Sectors that are discarded or zeroed by one request at most, and that a memory segment has: 1 MiB.
+/// The core that submits does the work, and a guest is not to keep it for long.
+const MAX_RANGE: u32 = 2048;
 
 /// In which order a RAM disk reports what it has done.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -37,13 +41,14 @@ impl<'m> RamDisk<'m> {
     /// A writable disk with blocks of [`SECTOR_SIZE`] bytes.
     pub fn new(disk: SharedSlice<'m>, id: [u8; ID_SIZE]) -> Self {
         let info = BlockInfo {
-            sectors: disk.len() as u64 / SECTOR_SIZE,
-            block_size: SECTOR_SIZE as u32,
-            read_only: false,
             flush: true,
             max_segments: u16::MAX,
+            max_segment_bytes: MAX_RANGE * SECTOR_SIZE as u32,
             depth: DEPTH as u16,
+            discard: Some(DiscardLimits { max_sectors: MAX_RANGE, alignment: 1 }),
+            write_zeroes: Some(WriteZeroesLimits { max_sectors: MAX_RANGE, may_unmap: false }),
             id,
+            ..BlockInfo::new(disk.len() as u64 / SECTOR_SIZE)
         };
         let order = CompletionOrder::default();
         Self { disk, info, order, finished: heapless::Deque::new(), kicked: 0 }
@@ -63,15 +68,22 @@ impl<'m> RamDisk<'m> {
         self
     }
 
-    /// Moves the data of a request.
-    fn transfer(&self, request: &BlockRequest<'_, 'm>) -> Option<()> {
+    /// Does what a request asks for.
+    fn carry_out(&self, request: &BlockRequest<'_, 'm>) -> Option<()> {
         let mut at = usize::try_from(request.sector.checked_mul(SECTOR_SIZE)?).ok()?;
+        match request.op {
+            BlockOp::Flush => return Some(()),
+            // Zeros, not what was there: nobody's old contents come back.
+            BlockOp::Discard { sectors } | BlockOp::WriteZeroes { sectors, .. } => {
+                return self.disk.fill(at, sectors as usize * SECTOR_SIZE as usize, 0);
+            }
+            BlockOp::Read | BlockOp::Write => (),
+        }
         for segment in request.segments {
             let part = self.disk.subslice(at, segment.len())?;
             match request.op {
                 BlockOp::Read => segment.copy_from(&part)?,
-                BlockOp::Write => part.copy_from(segment)?,
-                BlockOp::Flush => (),
+                _ => part.copy_from(segment)?,
             }
             at += segment.len();
         }
@@ -88,8 +100,8 @@ impl<'m> BlockBackend<'m> for RamDisk<'m> {
         if self.finished.is_full() {
             return Err(SubmitError::Busy);
         }
-        let refused = request.op == BlockOp::Write && self.info.read_only;
-        let status = if !refused && self.transfer(&request).is_some() {
+        let refused = request.op.modifies() && self.info.read_only;
+        let status = if !refused && self.carry_out(&request).is_some() {
             BlockStatus::Ok
         } else {
             BlockStatus::IoError
@@ -152,6 +164,37 @@ mod tests {
         assert_eq!(memory.load_u8(2048), Some(0xBB));
         assert_eq!(disk.slice(Pa::new(0)).load_u8(3 * 512), Some(0xAA));
         assert_eq!(disk.slice(Pa::new(0)).load_u8(5 * 512), Some(0));
+    }
+
+    #[test]
+    fn what_is_discarded_or_zeroed_reads_as_zeros_and_its_neighbours_stay() {
+        for op in [
+            BlockOp::Discard { sectors: 2 },
+            BlockOp::WriteZeroes { sectors: 2, unmap: false },
+            BlockOp::WriteZeroes { sectors: 2, unmap: true },
+        ] {
+            let ram = HostRam::new(4096);
+            let disk = ram.slice(Pa::new(0));
+            disk.fill(0, 4096, 0xAA).unwrap();
+            let mut backend = RamDisk::new(disk, [0; ID_SIZE]);
+            let mut end = |request| {
+                backend.submit(request, NOW).unwrap();
+                backend.kick();
+                backend.poll(NOW).unwrap().1
+            };
+            assert_eq!(end(request(1, op, 3, &[])), BlockStatus::Ok);
+            for byte in 0..4096 {
+                let zeroed = (3 * 512..5 * 512).contains(&byte);
+                assert_eq!(disk.load_u8(byte), Some(if zeroed { 0 } else { 0xAA }));
+            }
+            assert_eq!(end(request(1, op, 7, &[])), BlockStatus::IoError);
+            assert_eq!(disk.load_u8(4095), Some(0xAA));
+            let mut backend = RamDisk::new(disk, [0; ID_SIZE]).read_only();
+            backend.submit(request(1, op, 0, &[]), NOW).unwrap();
+            backend.kick();
+            assert_eq!(backend.poll(NOW), Some((Tag(1), BlockStatus::IoError)));
+            assert_eq!(disk.load_u8(0), Some(0xAA));
+        }
     }
 
     #[test]

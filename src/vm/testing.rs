@@ -474,15 +474,7 @@ impl HeldDisk {
 
 impl BlockBackend<'static> for HeldDisk {
     fn info(&self) -> BlockInfo {
-        BlockInfo {
-            sectors: 64,
-            block_size: 512,
-            read_only: false,
-            flush: true,
-            max_segments: 8,
-            depth: 8,
-            id: [0; 20],
-        }
+        BlockInfo { flush: true, max_segments: 8, depth: 8, ..BlockInfo::new(64) }
     }
     fn submit(&mut self, request: BlockRequest<'_, 'static>, _: Ticks) -> Result<(), SubmitError> {
         self.get().waiting.push_back(request.tag);

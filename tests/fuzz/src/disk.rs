@@ -234,13 +234,11 @@ impl<'m> Moody<'m> {
 impl<'m> BlockBackend<'m> for Moody<'m> {
     fn info(&self) -> BlockInfo {
         BlockInfo {
-            sectors: SECTORS as u64,
-            block_size: SECTOR as u32,
-            read_only: false,
             flush: true,
             max_segments: 4,
             depth: 4,
             id: IDENTITY,
+            ..BlockInfo::new(SECTORS as u64)
         }
     }
 

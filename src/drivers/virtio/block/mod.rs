@@ -19,7 +19,7 @@ use super::queue::{
     DESC_BYTES, DESC_F_INDIRECT, DESC_F_WRITE, SplitQueue, attributes, write_descriptor,
 };
 use crate::backend::block::{
-    BlockBackend, BlockInfo, BlockOp, BlockRequest, BlockStatus, ID_SIZE, SubmitError, Tag,
+    BlockBackend, BlockInfo, BlockOp, BlockRequest, BlockStatus, SubmitError, Tag,
 };
 use crate::backend::clock::Ticks;
 use crate::drivers::registers::Registers;
@@ -138,13 +138,13 @@ impl<'m, R: Registers + Send> VirtioBlk<'m, R> {
         let geometry = Geometry::new(max, indirect, config.segments).map_err(fail)?;
         let queue = new_queue(&layout, geometry, features, false).map_err(fail)?;
         let info = BlockInfo {
-            sectors: config.sectors,
             block_size: config.block_size,
             read_only: block_features.contains(BlockFeatures::RO),
             flush: block_features.contains(BlockFeatures::FLUSH),
             max_segments: geometry.segments,
+            max_segment_bytes: config.segment_bytes,
             depth: geometry.slots,
-            id: [0; ID_SIZE],
+            ..BlockInfo::new(config.sectors)
         };
         let mut disk = Self {
             queue,
@@ -483,6 +483,9 @@ impl<'m, R: Registers + Send> BlockBackend<'m> for VirtioBlk<'m, R> {
         }
         let (kind, direction, segments) = match request.op {
             BlockOp::Read => (T_IN, DESC_F_WRITE, request.segments),
+            BlockOp::Discard { .. } | BlockOp::WriteZeroes { .. } => {
+                return Err(SubmitError::Unsupported);
+            }
             BlockOp::Write if self.info.read_only => return Err(SubmitError::Unsupported),
             BlockOp::Write => (T_OUT, 0, request.segments),
             BlockOp::Flush if !self.info.flush => return self.end_at_once(request.tag),

@@ -1,7 +1,7 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::backend::block::SECTOR_SIZE;
+use crate::backend::block::{ID_SIZE, SECTOR_SIZE};
 use crate::drivers::testing::{CountedDelay, FakeRam, dump, fill};
 use crate::drivers::virtio::fake::{
     F_BLK_SIZE, F_EVENT_IDX, F_FLUSH, F_INDIRECT, F_RO, F_SEG_MAX, F_SIZE_MAX, F_VERSION_1,
@@ -46,13 +46,12 @@ fn a_disk_is_described_by_its_configuration() {
     let device = FakeDisk::new(&ram, USUAL);
     let disk = open(&ram, &device).unwrap();
     let info = BlockInfo {
-        sectors: SECTORS,
-        block_size: 512,
-        read_only: false,
         flush: true,
         max_segments: 126,
+        max_segment_bytes: 1 << 30,
         depth: 64,
         id: *IDENTITY,
+        ..BlockInfo::new(SECTORS)
     };
     assert_eq!(disk.info(), info);
     assert_eq!(disk.in_flight(), 0);

@@ -41,13 +41,11 @@ struct Disk(Shared<Manual>);
 impl Disk {
     fn new() -> Self {
         let info = BlockInfo {
-            sectors: 64,
-            block_size: 512,
-            read_only: false,
             flush: true,
             max_segments: 32,
             depth: 8,
             id: *b"sparkler test disk\0\0",
+            ..BlockInfo::new(64)
         };
         Self(Shared::new(Manual {
             info,
