@@ -9,4 +9,5 @@ pub mod net;
 pub mod null;
 pub mod ram;
 pub mod serial;
+pub mod switch;
 pub mod wake;
