@@ -18,6 +18,7 @@
 //!
 //! | when | what is called |
 //! |---|---|
+//! | the operator changes it | [`adjust`](VirtioDevice::adjust) |
 //! | at any time | [`offered_features`](VirtioDevice::offered_features), [`read_config`](VirtioDevice::read_config), [`shared_memory`](VirtioDevice::shared_memory), [`statistics`](VirtioDevice::statistics) |
 //! | the driver writes configuration | [`write_config`](VirtioDevice::write_config) |
 //! | FEATURES_OK | [`check_features`](VirtioDevice::check_features), [`negotiated`](VirtioDevice::negotiated) |
@@ -84,9 +85,11 @@
 //! ```
 
 use super::Features;
+use super::histogram::Histogram;
+use super::limiter::Limits;
 use super::queue::{Chain, ChainBuffer, Head, Queue, QueueError, Ring};
 use super::state::{StateError, StateReader, StateWriter};
-use crate::backend::clock::Ticks;
+use crate::backend::clock::{Frequency, Ticks};
 use crate::memory::{GuestMemory, Ipa};
 
 /// A device type (5): the value of the DeviceID register.
@@ -134,6 +137,35 @@ pub enum NextPoll {
     At(Ticks),
     /// At every poll point, before long: requests are in flight.
     Soon,
+}
+
+/// Which way data goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Direction {
+    /// To the guest: reads, frames received.
+    In,
+    /// From the guest: writes, frames sent.
+    Out,
+}
+
+/// What an operator changes of a device while its driver uses it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Adjustment {
+    /// How much it may do in one direction.
+    Limit(Direction, Limits),
+    /// Its link to the network is up, or down.
+    Link(bool),
+    /// Its capacity in sectors; no more than the disk behind it has.
+    Capacity(u64),
+}
+
+/// Why a device is not changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NotAdjusted {
+    /// It has no such thing.
+    Unsupported,
+    /// That is more than it can be, or less.
+    OutOfRange,
 }
 
 /// The device cannot work as set up. The driver sees DEVICE_NEEDS_RESET.
@@ -227,8 +259,9 @@ pub trait VirtioDevice<'m>: Send {
         0
     }
 
-    /// When to poll next. Asked after every call; leftovers in the queues are the transport's to
-    /// think of.
+    /// When to poll next. Asked after every call. Leftovers in the queues are the transport's to
+    /// think of, but while the answer is [`NextPoll::At`]: then the device leaves them there until
+    /// that time.
     fn next_poll(&self) -> NextPoll {
         if self.in_flight() == 0 { NextPoll::Idle } else { NextPoll::Soon }
     }
@@ -245,6 +278,32 @@ pub trait VirtioDevice<'m>: Send {
     fn reset_queue(&mut self, index: u16, now: Ticks) -> Progress {
         let _ = (index, now);
         Progress::Done
+    }
+
+    /// The operator changes something, at whatever status; the context has queues only while the
+    /// device is live. The driver is told by [`Context::config_changed`] of what concerns it.
+    ///
+    /// # Errors
+    /// [`NotAdjusted`]: nothing has changed.
+    fn adjust(
+        &mut self,
+        change: Adjustment,
+        frequency: Frequency,
+        context: &mut Context<'_, 'm>,
+    ) -> Result<(), NotAdjusted> {
+        let _ = (change, frequency, context);
+        Err(NotAdjusted::Unsupported)
+    }
+
+    /// How long requests took, if it keeps count of that.
+    fn latencies(&self) -> Option<&Histogram> {
+        None
+    }
+
+    /// What it may do in a direction; see [`Adjustment::Limit`].
+    fn limits(&self, direction: Direction) -> Limits {
+        let _ = direction;
+        Limits::default()
     }
 
     /// Counters, for diagnosis: `visit` gets a name and a value for each. Names are constant,

@@ -25,6 +25,8 @@ pub mod buffer;
 pub mod device;
 pub mod devices;
 pub mod features;
+pub mod histogram;
+pub mod limiter;
 pub mod queue;
 pub mod state;
 pub mod status;
@@ -32,7 +34,9 @@ pub mod status;
 pub(crate) mod testing;
 pub mod transport;
 
-pub use device::{Context, DeviceType, NextPoll, Progress, VirtioDevice};
+pub use device::{
+    Adjustment, Context, DeviceType, Direction, NextPoll, NotAdjusted, Progress, VirtioDevice,
+};
 pub use features::Features;
 pub use status::Status;
 pub use transport::{MmioTransport, WriteOutcome};

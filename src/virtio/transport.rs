@@ -23,11 +23,16 @@
 mod registers;
 mod saved;
 
-use crate::backend::clock::Ticks;
+use crate::backend::clock::{Clock, Ticks};
 use crate::memory::GuestMemory;
 
-use super::device::{Context, DeviceType, Events, NextPoll, Progress, VirtioDevice};
+use super::device::{
+    Adjustment, Context, DeviceType, Direction, Events, NextPoll, NotAdjusted, Progress,
+    VirtioDevice,
+};
 use super::features::Features;
+use super::histogram::Histogram;
+use super::limiter::Limits;
 use super::queue::{Queue, QueueError, QueueState};
 use super::status::{STEPS, Status, StatusWrite};
 
@@ -196,17 +201,19 @@ impl<'d, 'm> MmioTransport<'d, 'm> {
     /// When to call [`Self::poll`] next though the guest does nothing.
     #[inline]
     pub fn next_poll(&self) -> NextPoll {
-        let live = self.status.is_live();
-        let waiting = |queue: &Queue<'m>| {
-            matches!(queue.state(), QueueState::Stopping { .. })
-                || (live && queue.ring_ref().is_some_and(|ring| ring.has_leftover()))
-        };
-        if self.stop != Stop::No || self.queues.iter().any(waiting) {
-            NextPoll::Soon
-        } else if live {
-            self.device.next_poll()
-        } else {
-            NextPoll::Idle
+        let stopping = |queue: &Queue<'m>| matches!(queue.state(), QueueState::Stopping { .. });
+        let left = |queue: &Queue<'m>| queue.ring_ref().is_some_and(|ring| ring.has_leftover());
+        if self.stop != Stop::No || self.queues.iter().any(stopping) {
+            return NextPoll::Soon;
+        }
+        if !self.status.is_live() {
+            return NextPoll::Idle;
+        }
+        match self.device.next_poll() {
+            // The device itself leaves them there.
+            NextPoll::At(time) => NextPoll::At(time),
+            _ if self.queues.iter().any(left) => NextPoll::Soon,
+            next => next,
         }
     }
 
@@ -228,6 +235,29 @@ impl<'d, 'm> MmioTransport<'d, 'm> {
     /// The device's counters; see [`VirtioDevice::statistics`].
     pub fn statistics(&self, visit: &mut dyn FnMut(&'static str, u64)) {
         self.device.statistics(visit);
+    }
+
+    /// The operator changes the device; see [`VirtioDevice::adjust`].
+    ///
+    /// # Errors
+    /// [`NotAdjusted`]: nothing has changed.
+    pub fn adjust(&mut self, change: Adjustment, clock: &impl Clock) -> Result<(), NotAdjusted> {
+        let (now, frequency) = (clock.now(), clock.frequency());
+        let mut result = Err(NotAdjusted::Unsupported);
+        self.dispatch_rarely(now, &mut |device, context| {
+            result = device.adjust(change, frequency, context);
+        });
+        result
+    }
+
+    /// What the device may do in a direction.
+    pub fn limits(&self, direction: Direction) -> Limits {
+        self.device.limits(direction)
+    }
+
+    /// How long the device's requests took, if it keeps count of that.
+    pub fn latencies(&self) -> Option<&Histogram> {
+        self.device.latencies()
     }
 
     /// The machine is reset, and the device with it. The same rule as for the driver's reset holds:

@@ -22,14 +22,14 @@ use super::pl031::Pl031;
 use super::stats::ExitCounts;
 use super::vcpus::{CoreNumber, VcpuTable};
 use super::watchdog::Watchdog;
-use crate::backend::clock::Ticks;
+use crate::backend::clock::{Clock, Ticks};
 use crate::cpu::GuestRegisters;
 use crate::cpu::sysreg::Limits;
 use crate::gic::{GicVersion, IntId, MAX_VCPUS, VcpuIndex, VcpuSet, Vgic};
 use crate::memory::GuestMemory;
 use crate::rate_limit::RateLimit;
 use crate::sync::Mutex;
-use crate::virtio::{MmioTransport, NextPoll, Status, WriteOutcome};
+use crate::virtio::{Adjustment, MmioTransport, NextPoll, NotAdjusted, Status, WriteOutcome};
 
 /// Virtio devices one VM can have.
 pub const MAX_DEVICES: usize = 8;
@@ -221,6 +221,26 @@ impl<'m> Vm<'m> {
                 self.after_work(slot, &mut device, here, host);
             }
         }
+    }
+
+    /// Changes the device in a slot, whichever core its machine's vCPUs are on.
+    ///
+    /// # Errors
+    /// [`NotAdjusted`]: nothing has changed.
+    pub fn adjust<H: Host>(
+        &self,
+        slot: usize,
+        change: Adjustment,
+        clock: &impl Clock,
+        host: &mut H,
+    ) -> Result<(), NotAdjusted> {
+        let mut device = self.slot(slot).ok_or(NotAdjusted::Unsupported)?.lock();
+        let result = device.adjust(change, clock);
+        self.after_work(slot, &mut device, None, host);
+        // What the change asks for later, it asks of its own core.
+        drop(device);
+        self.nudge_all(host);
+        result
     }
 
     /// Works on the interrupt controller for the vCPU on this core, and lists what it must now see:
