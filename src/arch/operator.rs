@@ -11,13 +11,14 @@ use log::LevelFilter;
 
 use super::core::Core;
 use super::smp::{MAX_CORES, this_core};
-use super::{barrier, console};
+use super::{barrier, console, timer};
 use crate::backend::clock::Frequency;
 use crate::console::LOG_LEN;
 use crate::gic::VcpuIndex;
 use crate::monitor::{
     self, Action, ActionError, CoreInfo, DeviceInfo, MemoryInfo, Operator, VmInfo,
 };
+use crate::virtio::Adjustment;
 use crate::vm::config::MAX_VMS;
 use crate::vm::vcpus::CoreNumber;
 use crate::vm::{ExitCounts, Host, Vm};
@@ -199,6 +200,11 @@ impl Operator for BoardOperator<'_> {
     fn act(&mut self, vm: usize, action: Action) -> Result<(), ActionError> {
         let Some(vm) = machine(vm) else { return Ok(()) };
         action.ask(vm, self.core)
+    }
+
+    fn adjust(&mut self, vm: usize, slot: usize, change: Adjustment) -> Result<(), ActionError> {
+        let vm = machine(vm).ok_or(ActionError::NoSuchThing)?;
+        Ok(vm.adjust(slot, change, &timer::Counter, self.core)?)
     }
 
     fn attach(&mut self, vm: usize) -> Result<(), ActionError> {

@@ -5,6 +5,7 @@ use core::fmt::{self, Write};
 use super::command::Command;
 use super::operator::{ActionError, DeviceInfo, Operator};
 use crate::console::LOG_LEN;
+use crate::virtio::limiter::{Limits, Rate};
 use crate::vm::ExitCounts;
 
 /// Upper bounds on what an operator can name, so that none can hold us here.
@@ -18,6 +19,10 @@ vms                           all VMs
 vm NAME start|stop|pause|resume|reset
 attach NAME                   give the terminal to a VM
 devices                       virtio devices
+device NAME SLOT limit in|out BYTES[/BURST] REQUESTS[/BURST]
+                              so many a second, and at once; - is without limit
+device NAME SLOT link up|down
+device NAME SLOT capacity SECTORS
 stats [NAME]                  exits and requests
 cores                         the board's cores
 memory                        the board's memory, in KiB
@@ -47,6 +52,9 @@ pub fn run(
         Command::Vms => vms(operator, out),
         Command::Vm { name, action } => {
             with_vm(name, out, operator, |operator, vm| operator.act(vm, action))
+        }
+        Command::Device { name, slot, change } => {
+            with_vm(name, out, operator, |operator, vm| operator.adjust(vm, slot, change))
         }
         Command::Attach { name } => {
             with_vm(name, out, operator, |operator, vm| operator.attach(vm))
@@ -106,6 +114,18 @@ impl fmt::Display for Cores {
             write!(f, "{core}")?;
         }
         f.write_str(if first { "-" } else { "" })
+    }
+}
+
+/// A limit, as it is typed.
+struct Limit(Option<Rate>);
+
+impl fmt::Display for Limit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            Some(Rate { per_second, burst }) => write!(f, "{per_second}/{burst}"),
+            None => f.write_str("-"),
+        }
     }
 }
 
@@ -190,7 +210,7 @@ fn stats(name: Option<&str>, operator: &dyn Operator, out: &mut dyn Write) -> fm
         }
         each_device(operator, number, |slot, device| {
             let mean = device.latency.checked_div(device.requests).unwrap_or(0);
-            writeln!(
+            write!(
                 out,
                 "{} {}{slot}: request={} error={} in={} out={} kick={} interrupt={} mean_us={} max_us={}",
                 vm.name,
@@ -203,7 +223,20 @@ fn stats(name: Option<&str>, operator: &dyn Operator, out: &mut dyn Write) -> fm
                 device.interrupts,
                 microseconds(mean),
                 microseconds(device.latency_max),
-            )
+            )?;
+            for (at, (limit, count)) in device.latencies.buckets().enumerate() {
+                out.write_str(if at == 0 { " latency_us=" } else { "," })?;
+                match limit {
+                    Some(ticks) => write!(out, "{}:{count}", microseconds(ticks))?,
+                    None => write!(out, "more:{count}")?,
+                }
+            }
+            for (name, limits) in ["in_limit", "out_limit"].into_iter().zip(device.limits) {
+                if limits != Limits::default() {
+                    write!(out, " {name}={},{}", Limit(limits.bytes), Limit(limits.requests))?;
+                }
+            }
+            out.write_char('\n')
         })?;
     }
     Ok(())

@@ -4,6 +4,12 @@ use core::fmt;
 
 use log::LevelFilter;
 
+use super::adjust;
+use crate::virtio::Adjustment;
+
+/// Words that a command can have after its first one, and one more.
+const MAX_WORDS: usize = 7;
+
 /// What is to be done with a VM.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Action {
@@ -53,6 +59,15 @@ pub enum Command<'a> {
     },
     /// All virtual devices.
     Devices,
+    /// Change a device of a VM.
+    Device {
+        /// The VM's name.
+        name: &'a str,
+        /// Its virtio slot.
+        slot: usize,
+        /// What is to change.
+        change: Adjustment,
+    },
     /// Exits and requests of a VM, or of all.
     Stats {
         /// Its name.
@@ -103,11 +118,18 @@ impl<'a> Command<'a> {
         }
         let mut words = line.split_ascii_whitespace();
         let Some(first) = words.next() else { return Ok(Self::Nothing) };
-        let (second, third, more) = (words.next(), words.next(), words.next());
-        let [second, third] = match more {
-            None => [second, third],
-            // No command has as many words.
-            Some(_) => [Some(""), Some("")],
+        let (mut rest, mut count) = ([""; MAX_WORDS], 0);
+        for (place, word) in rest.iter_mut().zip(words) {
+            *place = word;
+            count += 1;
+        }
+        let rest = rest.get(..count).unwrap_or_default();
+        let [second, third] = match rest {
+            [] => [None, None],
+            [second] => [Some(*second), None],
+            [second, third] => [Some(*second), Some(*third)],
+            // Of those that begin like this no command has as many words.
+            _ => [Some(""), Some("")],
         };
         let alone = |command, usage| match second {
             None => Ok(command),
@@ -128,6 +150,17 @@ impl<'a> Command<'a> {
                     (Some(name), Some(action)) => Ok(Self::Vm { name, action }),
                     _ => Err(ParseError::Usage("vm NAME start|stop|pause|resume|reset")),
                 }
+            }
+            "device" => {
+                let parsed = match rest {
+                    [name, slot, change @ ..] => slot
+                        .parse()
+                        .ok()
+                        .zip(adjust::parse(change))
+                        .map(|(slot, change)| Self::Device { name, slot, change }),
+                    _ => None,
+                };
+                parsed.ok_or(ParseError::Usage(adjust::USAGE))
             }
             "attach" => match (second, third) {
                 (Some(name), None) => Ok(Self::Attach { name }),
@@ -169,6 +202,9 @@ mod tests {
         }
         assert_eq!(parse("attach a"), Ok(Command::Attach { name: "a" }));
         assert_eq!(parse("devices"), Ok(Command::Devices));
+        let change = Adjustment::Link(false);
+        let device = Command::Device { name: "a", slot: 3, change };
+        assert_eq!(parse("device a 3 link down"), Ok(device));
         assert_eq!(parse("stats"), Ok(Command::Stats { name: None }));
         assert_eq!(parse("stats a"), Ok(Command::Stats { name: Some("a") }));
         assert_eq!(parse("cores"), Ok(Command::Cores));
@@ -196,6 +232,13 @@ mod tests {
             "attach",
             "attach a b",
             "devices a",
+            "device",
+            "device a",
+            "device a 0",
+            "device a x link up",
+            "device a 0 link sideways",
+            "device a 0 limit in 1 2 3",
+            "device a 0 limit in 1 2 3 4 5",
             "stats a b",
             "stats a b c",
             "cores 1",
@@ -219,12 +262,13 @@ mod tests {
 
         #[test]
         fn any_words_are_a_command_or_an_error(words in prop::collection::vec(prop::sample::select(
-            vec!["help", "vms", "vm", "a", "stop", "start", "attach", "stats", "log", "warn", "quit"],
+            vec!["help", "vms", "vm", "a", "stop", "start", "attach", "stats", "log", "warn", "quit", "device", "0", "link", "up"],
         ), 0..6)) {
             let line = words.join(" ");
             match parse(&line) {
                 Ok(Command::Nothing) => prop_assert!(words.is_empty()),
                 Ok(Command::Vm { name, .. }) => prop_assert_eq!((words[0], words[1], words.len()), ("vm", name, 3)),
+                Ok(Command::Device { .. }) => prop_assert_eq!(words[0], "device"),
                 Ok(_) => prop_assert!(words.len() <= 2),
                 Err(_) => prop_assert!(!words.is_empty()),
             }

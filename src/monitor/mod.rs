@@ -8,6 +8,7 @@
 //!
 //! Commands and their output are described in `docs/monitor.md`; programs read them.
 
+mod adjust;
 mod answer;
 pub mod command;
 pub mod hypercall;

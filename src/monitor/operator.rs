@@ -7,7 +7,9 @@ use log::LevelFilter;
 use super::command::Action;
 use crate::backend::clock::Frequency;
 use crate::virtio::device::DeviceType;
-use crate::virtio::{MmioTransport, Status};
+use crate::virtio::histogram::Histogram;
+use crate::virtio::limiter::Limits;
+use crate::virtio::{Adjustment, Direction, MmioTransport, NotAdjusted, Status};
 use crate::vm::lifecycle::Request;
 pub use crate::vm::lifecycle::State as VmState;
 use crate::vm::{ExitCounts, Host, Vm};
@@ -69,6 +71,10 @@ pub struct DeviceInfo {
     pub latency: u64,
     /// Ticks that the longest of them took.
     pub latency_max: u64,
+    /// How many took how long.
+    pub latencies: Histogram,
+    /// What it may do: to the guest, and from it.
+    pub limits: [Limits; 2],
 }
 
 impl DeviceInfo {
@@ -85,6 +91,8 @@ impl DeviceInfo {
             bytes_out: 0,
             latency: 0,
             latency_max: 0,
+            latencies: device.latencies().copied().unwrap_or_default(),
+            limits: [device.limits(Direction::In), device.limits(Direction::Out)],
         };
         device.statistics(&mut |name, value| {
             let counter = match name {
@@ -167,6 +175,19 @@ pub enum ActionError {
     Busy,
     /// Whoever asked may not do this.
     Denied,
+    /// The VM has no such device, or it has no such thing to change.
+    NoSuchThing,
+    /// That is more than it can be, or less.
+    OutOfRange,
+}
+
+impl From<NotAdjusted> for ActionError {
+    fn from(error: NotAdjusted) -> Self {
+        match error {
+            NotAdjusted::Unsupported => Self::NoSuchThing,
+            NotAdjusted::OutOfRange => Self::OutOfRange,
+        }
+    }
 }
 
 impl fmt::Display for ActionError {
@@ -175,6 +196,8 @@ impl fmt::Display for ActionError {
             Self::WrongState(state) => write!(f, "it is {state}"),
             Self::Busy => f.write_str("something else is being done with it"),
             Self::Denied => f.write_str("not allowed"),
+            Self::NoSuchThing => f.write_str("it has no such thing"),
+            Self::OutOfRange => f.write_str("out of range"),
         }
     }
 }
@@ -237,6 +260,11 @@ pub trait Operator {
     /// # Errors
     /// If it is not begun.
     fn act(&mut self, vm: usize, action: Action) -> Result<(), ActionError>;
+    /// Changes the device in a VM's virtio slot.
+    ///
+    /// # Errors
+    /// If nothing is changed.
+    fn adjust(&mut self, vm: usize, slot: usize, change: Adjustment) -> Result<(), ActionError>;
     /// Gives the terminal to a VM.
     ///
     /// # Errors

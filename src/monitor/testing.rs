@@ -4,8 +4,10 @@ use log::LevelFilter;
 
 use super::*;
 use crate::backend::clock::Frequency;
-use crate::virtio::Status;
 use crate::virtio::device::DeviceType;
+use crate::virtio::histogram::Histogram;
+use crate::virtio::limiter::{Limits, Rate};
+use crate::virtio::{Adjustment, Status};
 use crate::vm::ExitCounts;
 
 /// Two VMs, `a` with a disk and `b-two` that crashed; two cores.
@@ -80,6 +82,20 @@ impl Operator for Fake {
             bytes_out: 2048,
             latency: 2_500_000,
             latency_max: 62_500_000,
+            latencies: {
+                let mut latencies = Histogram::EMPTY;
+                for ticks in [2000, 2500, 2500, 62_500_000] {
+                    latencies.record(ticks);
+                }
+                latencies
+            },
+            limits: [
+                Limits::default(),
+                Limits {
+                    bytes: Some(Rate { per_second: 1_000_000, burst: 65_536 }),
+                    requests: None,
+                },
+            ],
         })
     }
 
@@ -129,6 +145,13 @@ impl Operator for Fake {
 
     fn act(&mut self, vm: usize, action: Action) -> Result<(), ActionError> {
         self.did(format!("{} {action:?}", Self::name(vm)))
+    }
+
+    fn adjust(&mut self, vm: usize, slot: usize, change: Adjustment) -> Result<(), ActionError> {
+        match (vm, slot) {
+            (0, 0) => self.did(format!("{} {slot} {change:?}", Self::name(vm))),
+            _ => Err(ActionError::NoSuchThing),
+        }
     }
 
     fn attach(&mut self, vm: usize) -> Result<(), ActionError> {

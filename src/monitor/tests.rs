@@ -57,7 +57,9 @@ fn stats_can_be_of_one_vm() {
 
 #[test]
 fn latencies_are_in_microseconds() {
-    assert!(answer("stats a").contains(" mean_us=40 max_us=1000000\n"));
+    assert!(
+        answer("stats a").contains(" mean_us=40 max_us=1000000 latency_us=32:1,65:2,1073741:1 ")
+    );
 }
 
 #[test]
@@ -70,6 +72,14 @@ fn actions_reach_the_vm_that_is_named_and_say_nothing() {
 }
 
 #[test]
+fn a_change_reaches_the_device_that_is_named() {
+    let mut fake = Fake::default();
+    assert_eq!(answer_of(&mut fake, "device a 0 link down"), "");
+    assert_eq!(answer_of(&mut fake, "device a 0 capacity 4096"), "");
+    assert_eq!(fake.done, ["a 0 Link(false)", "a 0 Capacity(4096)"]);
+}
+
+#[test]
 fn what_cannot_be_done_is_an_error_line() {
     let mut fake = Fake::default();
     assert_eq!(answer_of(&mut fake, "vm c stop"), "error: no VM \"c\"\n");
@@ -79,6 +89,11 @@ fn what_cannot_be_done_is_an_error_line() {
         "error: usage: vm NAME start|stop|pause|resume|reset\n"
     );
     assert_eq!(answer_of(&mut fake, "ls"), "error: no command \"ls\"; \"help\" lists them\n");
+    let other = "error: b-two: it has no such thing\n";
+    assert_eq!(answer_of(&mut fake, "device b-two 0 link up"), other);
+    assert_eq!(answer_of(&mut fake, "device a 1 capacity 7"), "error: a: it has no such thing\n");
+    fake.refuse = Some(ActionError::OutOfRange);
+    assert_eq!(answer_of(&mut fake, "device a 0 capacity 7"), "error: a: out of range\n");
     fake.refuse = Some(ActionError::WrongState(VmState::Off));
     assert_eq!(answer_of(&mut fake, "vm a pause"), "error: a: it is off\n");
     fake.refuse = Some(ActionError::Denied);
