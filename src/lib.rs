@@ -61,8 +61,8 @@
 //!
 //! # Life of a machine
 //!
-//! 1. [`vm::lifecycle::Life::ask`]: at boot, by a guest's PSCI call or its crash, by an operator. The home
-//!    core, that of vCPU 0, is nudged, and its seat calls [`vm::lifecycle::Manager::step`].
+//! 1. [`vm::lifecycle::Life::ask`]: at boot, by an operator; [`vm::lifecycle::Life::happen`]: by a guest's PSCI
+//!    call, its crash, its watchdog. The home core, that of vCPU 0, is nudged, and its seat calls [`vm::lifecycle::Manager::step`].
 //! 2. Down: no vCPU may run any more, each leaves its core ([`vm::vcpus::VcpuTable::is_at_rest`]); the devices
 //!    let go of the RAM and the interrupt controller is reset ([`vm::Vm::reset`]).
 //! 3. Up: RAM zeroed piece by piece (`arch::cache::scrub`); kernel, ramdisk and tree placed

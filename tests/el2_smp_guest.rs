@@ -72,7 +72,7 @@ mod on_target {
         fn start(&self, label: usize) {
             guest::select(self.kernel, label);
             let life = &self.vm.life;
-            life.ask(if life.state().is_down() { Request::Start } else { Request::Reset });
+            let _ = life.ask(if life.state().is_down() { Request::Start } else { Request::Reset });
         }
 
         fn result(&self, n: usize) -> u64 {

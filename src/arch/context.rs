@@ -195,19 +195,25 @@ pub struct El1Context {
 
 impl El1Context {
     /// The state of a vCPU that has been reset: it reads `mpidr` as its MPIDR_EL1, and its virtual
-    /// counter reads zero at `epoch`, which all vCPUs of a machine share. Its physical counter is the
+    /// counter is `behind` the board's, which all vCPUs of a machine share. Its physical counter is the
     /// board's.
     ///
     /// The architecture leaves most registers unknown at reset. They are zero here, so that nothing
     /// of an earlier guest, or of EL2's loader, can be read.
-    pub const fn reset(mpidr: u64, epoch: Ticks) -> Self {
+    pub const fn reset(mpidr: u64, behind: Ticks) -> Self {
         let common = Common {
             sctlr_el1: SCTLR_EL1_RESET,
             vmpidr_el2: mpidr,
-            cntvoff_el2: epoch.0,
+            cntvoff_el2: behind.0,
             ..Common::ZERO
         };
         Self { simd: Simd::ZERO, common, keys: Keys::ZERO, deferred: Deferred::ZERO }
+    }
+
+    /// Has the virtual counter of a vCPU that has been [saved](Self::save) be `behind` the board's by this
+    /// much from now on. Whether that is something new.
+    pub fn set_behind(&mut self, behind: Ticks) -> bool {
+        core::mem::replace(&mut self.common.cntvoff_el2, behind.0) != behind.0
     }
 
     /// Takes the state out of this core. Its timers are off afterwards: a vCPU that does not run

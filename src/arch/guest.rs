@@ -23,7 +23,7 @@ use crate::backend::clock::Ticks;
 use crate::cpu::{GuestRegisters, Register};
 use crate::gic::VcpuIndex;
 use crate::vm::exit::Next;
-use crate::vm::lifecycle::Request;
+use crate::vm::lifecycle::Event;
 use crate::vm::run_queue::{MAX_ENTITIES, RunQueue, Weight};
 use crate::vm::{ExitCounts, Host, Vcpu, Vm};
 
@@ -213,24 +213,24 @@ impl Seat {
                     let reason = &"its last CPU turned itself off";
                     log::error!("{}: stopped: {reason}", vm.name);
                     self.intercepted(Next::Stop(reason));
-                    vm.ask(Request::Crash, &mut self.core);
+                    vm.happen(Event::Crash, &mut self.core);
                 }
             }
             Next::Reset => {
                 log::info!("{}: reset", vm.name);
-                vm.ask(Request::Reset, &mut self.core);
+                vm.happen(Event::Reset, &mut self.core);
                 self.retire();
             }
             Next::PowerOff => {
                 self.intercepted(next);
-                vm.ask(Request::Stop, &mut self.core);
+                vm.happen(Event::Off, &mut self.core);
                 self.retire();
             }
             Next::Stop(reason) => {
                 log::error!("{}: stopped: {reason}", vm.name);
                 self.dump();
                 self.intercepted(next);
-                vm.ask(Request::Crash, &mut self.core);
+                vm.happen(Event::Crash, &mut self.core);
                 self.retire();
             }
         }

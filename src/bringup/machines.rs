@@ -114,8 +114,7 @@ fn refuse(refusal: Refusal<'_>) {
 
 /// A machine is down. If it was the last one, so is the board.
 fn ended() {
-    let down = |vm: &&Vm<'_>| vm.life.state().is_down() && !vm.life.is_asked();
-    if operator::machines().iter().all(down) {
+    if operator::machines().iter().all(|vm| vm.life.has_ended()) {
         firmware::power_off();
         firmware::park()
     }
@@ -208,7 +207,8 @@ impl Builder {
             return Err("a core has too many VMs");
         }
         if config.autostart {
-            vm.life.ask(Request::Start);
+            // It is off.
+            let _ = vm.life.ask(Request::Start);
         }
         self.machines.push(vm).map_err(|_| NO_ROOM)
     }

@@ -169,10 +169,8 @@ pub struct MemoryInfo {
 /// Why an action was not taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ActionError {
-    /// The VM is in a state in which this has no meaning.
+    /// The VM is in a state, or on its way to one, in which this has no meaning.
     WrongState(VmState),
-    /// Something else is being done with the VM.
-    Busy,
     /// Whoever asked may not do this.
     Denied,
     /// The VM has no such device, or it has no such thing to change.
@@ -194,7 +192,6 @@ impl fmt::Display for ActionError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::WrongState(state) => write!(f, "it is {state}"),
-            Self::Busy => f.write_str("something else is being done with it"),
             Self::Denied => f.write_str("not allowed"),
             Self::NoSuchThing => f.write_str("it has no such thing"),
             Self::OutOfRange => f.write_str("out of range"),
@@ -203,32 +200,23 @@ impl fmt::Display for ActionError {
 }
 
 impl Action {
-    /// What is to be asked of a VM in this state.
-    ///
-    /// # Errors
-    /// If the action has no meaning in it.
-    pub const fn request(self, state: VmState) -> Result<Request, ActionError> {
-        let (request, possible) = match self {
-            Self::Start => (Request::Start, state.is_down()),
-            Self::Stop => (Request::Stop, !state.is_down()),
-            Self::Pause => (Request::Pause, matches!(state, VmState::Running)),
-            Self::Resume => (Request::Resume, matches!(state, VmState::Paused)),
-            Self::Reset => (Request::Reset, matches!(state, VmState::Running | VmState::Paused)),
-        };
-        if possible { Ok(request) } else { Err(ActionError::WrongState(state)) }
+    /// What is to be asked of a VM.
+    pub const fn request(self) -> Request {
+        match self {
+            Self::Start => Request::Start,
+            Self::Stop => Request::Stop,
+            Self::Pause => Request::Pause,
+            Self::Resume => Request::Resume,
+            Self::Reset => Request::Reset,
+        }
     }
 
     /// Asks `vm` for it; its home core does it.
     ///
     /// # Errors
-    /// If that has no meaning, or `vm` has yet to do what somebody else has asked for.
+    /// If that has no meaning for what `vm` is doing, or is about to.
     pub fn ask<H: Host>(self, vm: &Vm<'_>, host: &mut H) -> Result<(), ActionError> {
-        let request = self.request(vm.life.state())?;
-        if vm.life.is_asked() {
-            return Err(ActionError::Busy);
-        }
-        vm.ask(request, host);
-        Ok(())
+        vm.ask(self.request(), host).map_err(ActionError::WrongState)
     }
 }
 
@@ -275,33 +263,4 @@ pub trait Operator {
     /// # Errors
     /// If that may not be.
     fn quit(&mut self) -> Result<(), ActionError>;
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn an_action_is_asked_for_in_the_states_where_it_means_something() {
-        use Action::{Pause, Reset, Resume, Start, Stop};
-        use VmState::{Crashed, Off, Paused, Running, Starting, Stopping, Waiting};
-        let down = [Off, Crashed];
-        let up = [Starting, Running, Paused, Stopping, Waiting];
-        let expected: [(Action, Request, &[VmState]); 5] = [
-            (Start, Request::Start, &down),
-            (Stop, Request::Stop, &up),
-            (Pause, Request::Pause, &[Running]),
-            (Resume, Request::Resume, &[Paused]),
-            (Reset, Request::Reset, &[Running, Paused]),
-        ];
-        for (action, request, states) in expected {
-            for state in down.into_iter().chain(up) {
-                let asked = match states.contains(&state) {
-                    true => Ok(request),
-                    false => Err(ActionError::WrongState(state)),
-                };
-                assert_eq!(action.request(state), asked, "{action:?} {state}");
-            }
-        }
-    }
 }

@@ -16,7 +16,7 @@ use core::sync::atomic::{AtomicU32, Ordering};
 
 use super::host::Host;
 use super::layout;
-use super::lifecycle::{Life, Request};
+use super::lifecycle::{Event, Life, Request, State};
 use super::pl011::Pl011;
 use super::pl031::Pl031;
 use super::stats::ExitCounts;
@@ -317,8 +317,18 @@ impl<'m> Vm<'m> {
     }
 
     /// Asks for something, and has the home core look.
-    pub fn ask<H: Host>(&self, request: Request, host: &mut H) {
-        self.life.ask(request);
+    ///
+    /// # Errors
+    /// As [`Life::ask`].
+    pub fn ask<H: Host>(&self, request: Request, host: &mut H) -> Result<(), State> {
+        self.life.ask(request)?;
+        host.nudge(self.vcpus.home());
+        Ok(())
+    }
+
+    /// The machine does something that ends its life: has the home core look.
+    pub fn happen<H: Host>(&self, event: Event, host: &mut H) {
+        self.life.happen(event);
         host.nudge(self.vcpus.home());
     }
 
@@ -440,7 +450,7 @@ impl<'m> Vm<'m> {
         }
         if !over && watchdog.has_expired(now) {
             log::warn!("{}: its watchdog has expired", self.name);
-            self.ask(Request::Reset, host);
+            self.happen(Event::Reset, host);
         }
         if let Some(deadline) = watchdog.deadline(now) {
             host.wake_at(deadline);

@@ -74,12 +74,10 @@ impl Watchdog {
         *self = Self { ws1, ..Self::new(behind) };
     }
 
-    /// The machine goes on after it stood still: the watchdog starts over with its full offset, so that it
-    /// does not take for the guest's fault what was the operator's wish.
-    pub fn resume(&mut self, now: Ticks) {
-        if self.enabled && !self.ws1 {
-            self.rewind(now);
-        }
+    /// The machine goes on after it stood still, and its counter with it: that is now `behind` by this
+    /// much. What was left until it expires is left still.
+    pub fn resume(&mut self, behind: Ticks) {
+        self.behind = behind;
     }
 
     /// What it signals, as of the last call that said what time it was: its interrupt (WS0), and that the

@@ -180,7 +180,7 @@ impl Guest {
         select(self.kernel, label);
         self.forget();
         let life = &self.vm.life;
-        life.ask(if life.state().is_down() { Request::Start } else { Request::Reset });
+        let _ = life.ask(if life.state().is_down() { Request::Start } else { Request::Reset });
         self.ended(run_seat)
     }
 

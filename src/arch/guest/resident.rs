@@ -54,6 +54,13 @@ impl Resident {
         self.wake = NEVER;
     }
 
+    /// Its machine may have stood still since it was on the core, and its counter with it.
+    pub(super) fn keep_time(&mut self) {
+        if self.context.set_behind(self.vcpu.vm.life.behind()) && self.waits {
+            self.wake = self.context.timer_deadline().unwrap_or(NEVER);
+        }
+    }
+
     /// Turned on: entered at EL1 with SP_EL1, interrupts masked, MMU and caches off.
     pub(super) fn reset(&mut self, entry: u64, context: u64) {
         let life = &self.vcpu.vm.life;
@@ -62,7 +69,7 @@ impl Resident {
         // What the TLBs keep of an earlier start would be taken for this one's.
         self.ran_last = false;
         let mpidr = MPIDR_RES1 | self.vcpu.index.get() as u64;
-        self.context = El1Context::reset(mpidr, life.epoch());
+        self.context = El1Context::reset(mpidr, life.behind());
         self.interface = VirtualInterface::RESET;
         let registers = &mut self.vcpu.registers;
         *registers = GuestRegisters::new();

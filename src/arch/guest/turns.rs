@@ -154,6 +154,7 @@ impl Seat {
                 self.queue.sleep(n);
                 continue;
             }
+            resident.keep_time();
             if let Some(start) = vm.vcpus.take_start(index) {
                 resident.reset(start.entry.raw(), start.context);
                 self.queue.sleep(n);
@@ -183,6 +184,7 @@ impl Seat {
             self.core.nudge(vm.vcpus.home());
             return false;
         }
+        resident.keep_time();
         core::mem::swap(&mut self.vcpu, &mut resident.vcpu);
         resident.stage2.activate();
         self.gic.restore_interface(&resident.interface);

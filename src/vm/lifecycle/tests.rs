@@ -34,8 +34,8 @@ impl Starter<FakeHost> for Board {
     }
 }
 
-struct Home {
-    machine: Machine,
+pub(super) struct Home {
+    pub(super) machine: Machine,
     manager: Manager,
     board: Board,
 }
@@ -46,17 +46,27 @@ impl Home {
         Self { machine, manager, board: Board::default() }
     }
 
-    fn new(policy: OnCrash) -> Self {
+    pub(super) fn new(policy: OnCrash) -> Self {
         Self::with(Machine::new(vec![]), policy)
     }
 
-    fn step(&mut self) -> Step {
+    pub(super) fn step(&mut self) -> Step {
         self.manager.step(self.machine.vm, &mut self.machine.host, &mut self.board)
     }
 
-    /// Asks, and steps until nothing is left to do at once.
+    /// Asks for what has a meaning, and steps until nothing is left to do at once.
     fn ask(&mut self, request: Request) -> Step {
-        self.machine.vm.ask(request, &mut self.machine.host);
+        self.machine.vm.ask(request, &mut self.machine.host).unwrap();
+        self.settle()
+    }
+
+    /// Asks for what has none; what the answer is.
+    fn refused(&mut self, request: Request) -> State {
+        self.machine.vm.ask(request, &mut self.machine.host).unwrap_err()
+    }
+
+    fn happen(&mut self, event: Event) -> Step {
+        self.machine.vm.happen(event, &mut self.machine.host);
         self.settle()
     }
 
@@ -70,13 +80,18 @@ impl Home {
         panic!("it never settles");
     }
 
-    fn state(&self) -> State {
+    pub(super) fn state(&self) -> State {
         self.machine.vm.life.state()
     }
 
     /// The core of the boot vCPU takes it up.
     fn run(&self) {
         self.machine.vm.vcpus.take_start(VcpuIndex::BOOT).expect("it was turned on");
+        self.machine.vm.vcpus.enter(VcpuIndex::BOOT);
+    }
+
+    /// It comes back to its core.
+    fn run_on(&self) {
         self.machine.vm.vcpus.enter(VcpuIndex::BOOT);
     }
 
@@ -94,7 +109,8 @@ fn a_machine_is_zeroed_loaded_and_its_boot_vcpu_turned_on() {
     assert_eq!(home.board.scrubbed, home.machine.vm.memory.regions()[0].1.len());
     assert_eq!((home.board.loads, home.machine.vm.life.starts()), (1, 1));
     home.run();
-    assert_eq!(home.ask(Request::Start), Step::Settled);
+    assert_eq!(home.refused(Request::Start), State::Running);
+    assert_eq!(home.settle(), Step::Settled);
     assert_eq!(home.board.loads, 1, "it runs already");
 }
 
@@ -136,37 +152,97 @@ fn a_machine_that_is_paused_goes_on_where_it_was() {
     home.ask(Request::Pause);
     assert_eq!((home.state(), home.machine.vm.life.may_run()), (State::Paused, false));
     home.leave();
-    home.ask(Request::Pause);
+    assert_eq!(home.refused(Request::Pause), State::Paused);
     home.ask(Request::Resume);
     assert_eq!((home.state(), home.board.loads), (State::Running, 1));
     // And may be stopped while it stands still.
     home.ask(Request::Pause);
     home.ask(Request::Stop);
     assert_eq!((home.state(), home.board.ends), (State::Off, 1));
-    home.ask(Request::Resume);
-    assert_eq!(home.state(), State::Off);
+    assert_eq!(home.refused(Request::Resume), State::Off);
 }
 
 #[test]
-fn a_stop_outweighs_a_reset_that_comes_with_it_or_before_it() {
+fn what_a_machine_does_is_of_no_account_once_it_is_to_be_stopped() {
     let mut home = Home::new(OnCrash::Restart);
     home.ask(Request::Start);
     home.run();
     home.ask(Request::Reset);
-    home.machine.vm.life.ask(Request::Crash);
+    home.happen(Event::Crash);
     home.ask(Request::Stop);
+    home.happen(Event::Reset);
     home.leave();
     home.settle();
     assert_eq!((home.state(), home.board.loads, home.board.ends), (State::Off, 1, 1));
 }
 
 #[test]
+fn a_request_that_meets_a_machine_on_its_way_is_kept() {
+    let mut home = Home::new(OnCrash::Restart);
+    // Paused before it has run.
+    home.machine.vm.life.ask(Request::Start).unwrap();
+    assert_eq!(home.step(), Step::Again);
+    home.ask(Request::Pause);
+    assert_eq!((home.state(), home.board.loads), (State::Paused, 1));
+    home.ask(Request::Resume);
+    home.run();
+    // Started again although it was not down yet.
+    home.ask(Request::Stop);
+    assert_eq!(home.state(), State::Stopping);
+    assert_eq!(home.refused(Request::Reset), State::Stopping);
+    home.ask(Request::Start);
+    home.leave();
+    home.settle();
+    assert_eq!((home.state(), home.board.loads, home.board.ends), (State::Running, 2, 0));
+    // Started before its time.
+    home.happen(Event::Crash);
+    assert_eq!(home.state(), State::Waiting);
+    home.ask(Request::Pause);
+    assert_eq!(home.state(), State::Waiting);
+    home.ask(Request::Reset);
+    assert_eq!((home.state(), home.board.loads), (State::Running, 3));
+    // Stopped by one, started by another, neither of them seen before the other's.
+    home.machine.vm.life.ask(Request::Stop).unwrap();
+    home.ask(Request::Start);
+    assert_eq!((home.state(), home.board.loads), (State::Running, 4));
+}
+
+#[test]
+fn the_time_of_a_machine_that_stands_still_does_too() {
+    let mut home = Home::new(OnCrash::Stop);
+    home.machine.host.now = Ticks(1000);
+    home.ask(Request::Start);
+    home.run();
+    assert_eq!(home.machine.vm.life.behind(), Ticks(1000));
+    home.ask(Request::Pause);
+    home.machine.host.now = Ticks(1500);
+    assert!(home.manager.is_active(), "its vCPU is on its core: it counts on");
+    home.leave();
+    home.settle();
+    assert!(!home.manager.is_active());
+    home.machine.host.now = Ticks(9500);
+    home.ask(Request::Resume);
+    assert_eq!(home.machine.vm.life.behind(), Ticks(9000));
+    // So short a pause that nobody left.
+    home.run_on();
+    home.ask(Request::Pause);
+    home.machine.host.now = Ticks(9600);
+    home.ask(Request::Resume);
+    assert_eq!(home.machine.vm.life.behind(), Ticks(9000));
+    // Its next life has a time of its own.
+    home.ask(Request::Reset);
+    home.leave();
+    home.settle();
+    assert_eq!(home.machine.vm.life.behind(), Ticks(9600));
+}
+
+#[test]
 fn who_crashes_stays_down_by_default_and_can_be_started() {
     let mut home = Home::new(OnCrash::Stop);
     home.ask(Request::Start);
-    home.ask(Request::Crash);
+    home.happen(Event::Crash);
     assert_eq!((home.state(), home.board.ends), (State::Crashed, 1));
-    home.ask(Request::Crash);
+    home.happen(Event::Crash);
     home.ask(Request::Start);
     assert_eq!((home.state(), home.board.loads), (State::Running, 2));
 }
@@ -177,7 +253,7 @@ fn who_crashes_again_and_again_waits_longer_each_time() {
     home.ask(Request::Start);
     for seconds in [1, 2, 4, 8, 16, 32, 60, 60] {
         let now = home.machine.host.now;
-        assert_eq!(home.ask(Request::Crash), Step::At(Ticks(now.0 + seconds * SECOND)));
+        assert_eq!(home.happen(Event::Crash), Step::At(Ticks(now.0 + seconds * SECOND)));
         assert_eq!(home.state(), State::Waiting);
         home.machine.host.now = Ticks(now.0 + seconds * SECOND - 1);
         assert!(matches!(home.step(), Step::At(_)));
@@ -188,7 +264,7 @@ fn who_crashes_again_and_again_waits_longer_each_time() {
     // It runs for a minute: forgiven.
     let now = Ticks(home.machine.host.now.0 + 60 * SECOND);
     home.machine.host.now = now;
-    assert_eq!(home.ask(Request::Crash), Step::At(Ticks(now.0 + SECOND)));
+    assert_eq!(home.happen(Event::Crash), Step::At(Ticks(now.0 + SECOND)));
     // Who waits can be stopped.
     assert_eq!(home.ask(Request::Stop), Step::Settled);
     assert_eq!((home.state(), home.board.ends), (State::Off, 1));
@@ -268,7 +344,10 @@ fn a_watchdog_that_nobody_feeds_interrupts_and_then_resets_its_machine() {
 #[test]
 fn a_machine_that_stands_still_is_not_reset_by_its_watchdog() {
     let mut home = watched();
+    home.machine.host.now = Ticks(SECOND + 40);
     home.ask(Request::Pause);
+    home.leave();
+    home.settle();
     assert!(home.machine.run_timer(Ticks(SECOND + 101)));
     home.machine.host.wake = Some(Ticks(0));
     assert!(home.machine.run_timer(Ticks(SECOND + 500)));
@@ -276,9 +355,10 @@ fn a_machine_that_stands_still_is_not_reset_by_its_watchdog() {
     assert_eq!(home.machine.host.wake, None);
     home.ask(Request::Resume);
     assert_eq!(home.machine.host.lrs.pending(), []);
-    assert_eq!(home.machine.host.wake, Some(Ticks(SECOND + 601)));
-    assert!(home.machine.run_timer(Ticks(SECOND + 601)));
-    assert!(home.machine.run_timer(Ticks(SECOND + 702)));
+    // 61 of 101 were left.
+    assert_eq!(home.machine.host.wake, Some(Ticks(SECOND + 561)));
+    assert!(home.machine.run_timer(Ticks(SECOND + 561)));
+    assert!(home.machine.run_timer(Ticks(SECOND + 662)));
     assert!(home.machine.vm.life.is_asked());
 }
 
