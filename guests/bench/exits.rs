@@ -5,7 +5,7 @@
 //! refuses to print figures otherwise. Loops are unrolled eight times, so a figure holds the
 //! operation's own instructions and a quarter of one for the loop; nothing is subtracted.
 
-use crate::board::{Board, Slot};
+use crate::board::{Board, Gic, Slot};
 use crate::console::line;
 use crate::gic;
 use crate::mmio::read32;
@@ -19,7 +19,7 @@ use core::arch::asm;
 const COUNT: u64 = 8_000;
 /// Interrupts and requests measured.
 const FEWER: u64 = 2_000;
-/// ICC_EOIR1_EL1 ignores it, so that no interrupt need be taken first.
+/// ICC_EOIR1_EL1 and GICC_EOIR ignore it, so that no interrupt need be taken first.
 const SPURIOUS: usize = 1023;
 /// InterruptACK.
 const INTERRUPT_ACK: usize = 0x64;
@@ -51,6 +51,7 @@ timed!(call, "mov w0, w20\nhvc #0");
 timed!(load, "ldr w0, [x20]");
 timed!(store_zero, "str wzr, [x20]");
 timed!(end_of_interrupt, "msr icc_eoir1_el1, x20\nisb");
+timed!(end_of_interrupt_v2, "mov w0, #1023\nstr w0, [x20]");
 
 /// Prints `bench NAME VALUE` for each.
 pub(crate) fn run(board: &Board) {
@@ -64,7 +65,11 @@ pub(crate) fn run(board: &Board) {
         report("virtio_write", store_zero(slot.registers.base + INTERRUPT_ACK), COUNT);
     }
     report("gicd_read", load(board.gicd + gic::GICD_CTLR), COUNT);
-    report("eoi", end_of_interrupt(SPURIOUS), COUNT);
+    let end = match board.gic {
+        Gic::V2 { interface } => end_of_interrupt_v2(interface + gic::GICC_EOIR),
+        Gic::V3 { .. } => end_of_interrupt(SPURIOUS),
+    };
+    report("eoi", end, COUNT);
     gic::start(board);
     report("sgi_self", sgi_to_self(), FEWER);
     report("timer_10ms", timer_overhead(), FEWER);
@@ -104,7 +109,7 @@ pub(crate) fn show(name: &str, value: u64) {
     line!("bench ", name, " ", value);
 }
 
-/// From the write of ICC_SGI1R_EL1 until the handler has returned.
+/// From the write of ICC_SGI1R_EL1 or GICD_SGIR until the handler has returned.
 fn sgi_to_self() -> u64 {
     let from = timer::now();
     for n in 0..FEWER {

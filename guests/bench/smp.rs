@@ -7,15 +7,14 @@ use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use crate::board::Board;
 use crate::console::line;
 use crate::exits::{self, report};
+use crate::gic::{self, Sgi};
 use crate::mmio::{write8, write32};
 use crate::psci;
 use crate::racy::Racy;
 use crate::report::{check, expect};
-use crate::{gic, timer};
+use crate::timer;
 
 const CPU_ON_64: u32 = 0xc400_0003;
-/// From a redistributor to the next: two frames of 64 KiB.
-const REDISTRIBUTOR: usize = 0x2_0000;
 /// Interrupts measured, and warm-up.
 const COUNT: u64 = 2_000;
 const WARM_UP: u64 = 16;
@@ -25,9 +24,9 @@ const WARM_UP: u64 = 16;
 struct Stack([u8; 8192], fn() -> !);
 
 static STACK: Racy<Stack> = Racy::new(Stack([0; 8192], second_core));
-/// The redistributor of the second core.
-static REDISTRIBUTOR_OF_SECOND: AtomicUsize = AtomicUsize::new(0);
-/// Not 0 once the second core is ready.
+/// The frame of the second core's private interrupts.
+static FRAME_OF_SECOND: AtomicUsize = AtomicUsize::new(0);
+/// The second core's bit in an SGI's target list, once it is ready.
 static READY: AtomicU64 = AtomicU64::new(0);
 
 /// How the second core waits.
@@ -36,7 +35,7 @@ const IN_YIELD: u64 = 2;
 static WAY: AtomicU64 = AtomicU64::new(IN_WFI);
 
 /// SGI 1 from this vCPU to the next, which is on a core of its own: from the store to ICC_SGI1R_EL1
-/// until the other's handler has acknowledged and ended it. The receiver waits in WFI, then in a loop of
+/// or GICD_SGIR until the other's handler has acknowledged and ended it. The receiver waits in WFI, then in a loop of
 /// YIELD; the sender in a loop of YIELD. Instructions of both cores.
 pub(crate) fn interrupts(board: &Board) {
     if !check("bench: virtual time counts instructions", exits::calibrate) {
@@ -45,7 +44,7 @@ pub(crate) fn interrupts(board: &Board) {
     gic::start(board);
     report("lr_interrupt", listed(), COUNT);
     gic::mask();
-    REDISTRIBUTOR_OF_SECOND.store(board.gicr + REDISTRIBUTOR, Ordering::Relaxed);
+    FRAME_OF_SECOND.store(gic::private(board, 1), Ordering::Relaxed);
     // SAFETY: an address; the second core is the only one that uses the stack.
     let end = unsafe { &raw const (*STACK.get()).1 } as u64;
     let entry: usize;
@@ -69,8 +68,7 @@ pub(crate) fn interrupts(board: &Board) {
 
 /// Sends interrupts to the second core; the ticks until they were ended.
 fn to_second() -> u64 {
-    // INTID in bits 27:24, the core in the target list.
-    let value = 1u64 << 24 | 1 << 1;
+    let interrupt = Sgi::to(READY.load(Ordering::Relaxed), 1);
     let mut from = 0;
     for n in 0..COUNT + WARM_UP {
         if n == WARM_UP {
@@ -80,8 +78,7 @@ fn to_second() -> u64 {
             gic::forget();
         }
         let before = gic::taken();
-        // SAFETY: sends an interrupt that the other core takes.
-        unsafe { asm!("msr icc_sgi1r_el1, {}", "isb", in(reg) value, options(nostack)) };
+        interrupt.send();
         while gic::taken() == before {
             relax();
         }
@@ -107,12 +104,12 @@ fn listed() -> u64 {
 }
 
 fn second_core() -> ! {
-    let gicr = REDISTRIBUTOR_OF_SECOND.load(Ordering::Relaxed);
-    gic::start_core(gicr);
-    write8(gicr + gic::SGI_BASE + gic::IPRIORITYR + 1, gic::DEFAULT_PRIORITY);
-    write32(gicr + gic::SGI_BASE + gic::ISENABLER, 1 << 1);
+    let frame = FRAME_OF_SECOND.load(Ordering::Relaxed);
+    gic::start_core(frame);
+    write8(frame + gic::IPRIORITYR + 1, gic::DEFAULT_PRIORITY);
+    write32(frame + gic::ISENABLER, 1 << 1);
     gic::unmask();
-    READY.store(1, Ordering::Release);
+    READY.store(gic::own_targets(), Ordering::Release);
     loop {
         if WAY.load(Ordering::Relaxed) == IN_WFI {
             // SAFETY: an interrupt ends it.

@@ -30,6 +30,21 @@ pub(crate) struct Slot {
     pub intid: u32,
 }
 
+/// What the interrupt controller has beside its distributor, by its version.
+#[derive(Clone, Copy)]
+pub(crate) enum Gic {
+    /// GICv2.
+    V2 {
+        /// Base of the CPU interface, each core's own at the same address.
+        interface: usize,
+    },
+    /// GICv3.
+    V3 {
+        /// Base of the redistributor of the boot core.
+        redistributor: usize,
+    },
+}
+
 /// The machine.
 pub(crate) struct Board {
     /// Main memory: the first range of the first memory node.
@@ -38,10 +53,10 @@ pub(crate) struct Board {
     pub uart: usize,
     /// Base of the PL031, if there is one.
     pub rtc: Option<usize>,
-    /// GICv3 distributor.
+    /// Base of the interrupt controller's distributor.
     pub gicd: usize,
-    /// GICv3 redistributor of the boot core.
-    pub gicr: usize,
+    /// The rest of the interrupt controller.
+    pub gic: Gic,
     /// All virtio-MMIO slots, by address.
     pub slots: Vec<Slot, 32>,
     /// The machine was made by sparkler, so its promises are checked too.
@@ -80,7 +95,16 @@ impl Board {
             } else if node.is_compatible("arm,pl031") {
                 rtc = range(node, 0);
             } else if node.is_compatible("arm,gic-v3") {
-                gic = range(node, 0).zip(range(node, 1));
+                let redistributor = range(node, 1).map(|second| second.base);
+                gic = redistributor
+                    .zip(range(node, 0))
+                    .map(|(redistributor, gicd)| (gicd.base, Gic::V3 { redistributor }));
+            } else if node.is_compatible("arm,cortex-a15-gic") || node.is_compatible("arm,gic-400")
+            {
+                let interface = range(node, 1).map(|second| second.base);
+                gic = interface
+                    .zip(range(node, 0))
+                    .map(|(interface, gicd)| (gicd.base, Gic::V2 { interface }));
             } else if node.is_compatible("virtio,mmio")
                 && let (Some(registers), Some(spi)) = (range(node, 0), cell(node, "interrupts", 1))
             {
@@ -92,13 +116,13 @@ impl Board {
                 let _ = slots.insert(place, Slot { registers, intid: spi + FIRST_SPI });
             }
         }
-        let (gicd, gicr) = gic?;
+        let (gicd, gic) = gic?;
         Some(Self {
             memory: memory?,
             uart: uart?.base,
             rtc: rtc.map(|rtc| rtc.base),
-            gicd: gicd.base,
-            gicr: gicr.base,
+            gicd,
+            gic,
             slots,
             is_sparkler: root.is_compatible("sparkler,virt"),
             fdt: Range { base: address, size: fdt.data().len() },

@@ -184,9 +184,11 @@ secondary_entry:
     b       exception_unexpected
 .endm
 
-.section .text.vectors, "ax"
+// The vectors; \interrupt takes an interrupt. The GIC's version is known later than the first exception, and
+// nobody should ask for it at every interrupt: there is a table for each.
+.macro vector_table name, interrupt
 .balign 0x800
-vectors:
+\name:
     unexpected 0
     unexpected 1
     unexpected 2
@@ -195,7 +197,7 @@ vectors:
     .balign 0x80
     b       synchronous
     .balign 0x80
-    b       interrupt
+    b       \interrupt
     unexpected 6
     unexpected 7
 
@@ -208,6 +210,12 @@ vectors:
     unexpected 14
     unexpected 15
     .balign 0x80
+.endm
+
+.section .text.vectors, "ax"
+vector_table vectors, interrupt
+.global vectors_v2
+vector_table vectors_v2, interrupt_v2
 
 synchronous:
     save_frame
@@ -235,9 +243,10 @@ synchronous:
     add     sp, sp, #272
     eret
 
-interrupt:
+.macro interrupt_entry name, handler
+\name:
     save_interrupted
-    bl      exception_interrupt
+    bl      \handler
     ldp     x30, x1, [sp, #160]
     ldr     x2, [sp, #176]
     msr     elr_el1, x1
@@ -254,3 +263,7 @@ interrupt:
     ldp     x18, x29, [sp, #144]
     add     sp, sp, #192
     eret
+.endm
+
+interrupt_entry interrupt, exception_interrupt
+interrupt_entry interrupt_v2, exception_interrupt_v2

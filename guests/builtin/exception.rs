@@ -69,7 +69,13 @@ extern "C" fn exception_synchronous(frame: &mut Frame) {
 /// Interrupt, called by the vectors.
 #[unsafe(no_mangle)]
 extern "C" fn exception_interrupt() {
-    gic::interrupt();
+    gic::interrupt::<gic::SystemRegisters>();
+}
+
+/// The same with a GICv2.
+#[unsafe(no_mangle)]
+extern "C" fn exception_interrupt_v2() {
+    gic::interrupt::<gic::MemoryMapped>();
 }
 
 /// Anything else: says what happened and ends the run as failed.

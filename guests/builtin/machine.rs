@@ -1,7 +1,8 @@
 //! Checks of memory, of faults, and of device accesses by unusual instructions.
 
-use crate::board::{Board, Range};
+use crate::board::{Board, Gic, Range};
 use crate::exception::guarded;
+use crate::gic::{PIDR2, PIDR2_V2};
 use crate::mmio::*;
 use crate::report::{Failed, Verdict, check, expect};
 use crate::timer;
@@ -124,7 +125,11 @@ fn abort(access: impl FnOnce()) -> Verdict {
 
 /// Accesses that no driver makes: any answer or abort will do, so long as the machine goes on.
 fn odd_widths(board: &Board) -> Verdict {
-    let mut places = [board.gicd, board.gicr, board.gicr + 0x1_0000, board.uart + 0x18, 0];
+    let (second, third) = match board.gic {
+        Gic::V2 { interface } => (interface, interface + 0x1000),
+        Gic::V3 { redistributor } => (redistributor, redistributor + 0x1_0000),
+    };
+    let mut places = [board.gicd, second, third, board.uart + 0x18, 0];
     if let Some(slot) = board.slots.first() {
         places[4] = slot.registers.base;
     }
@@ -154,7 +159,11 @@ fn odd_widths(board: &Board) -> Verdict {
         // What one program of ours left in the selectors, the next resets.
         write32(base + 0x70, 0);
     }
-    expect(read32(board.gicd + 0xffe8) >> 4 & 0xf == 3, "GICD_PIDR2", 0u32)
+    let (identity, version) = match board.gic {
+        Gic::V2 { .. } => (PIDR2_V2, 2),
+        Gic::V3 { .. } => (PIDR2, 3),
+    };
+    expect(read32(board.gicd + identity) >> 4 & 0xf == version, "GICD_PIDR2", 0u32)
 }
 
 /// Instructions whose syndrome says nothing about the register (ESR_EL2.ISS.ISV = 0), and XZR.

@@ -3,6 +3,12 @@
 
 test_the_builtin_guest_passes() { expect_status 0 run_guest --guest builtin; }
 
+# Where there is more than one core, its interrupts have targets.
+test_the_builtin_guest_passes_on_several_cores_of_either_gic() {
+    expect_status 0 run_guest --guest builtin --cpus 3 --gic 3
+    expect_status 0 run_guest --guest builtin --cpus 3 --gic 2
+}
+
 test_the_builtin_guest_passes_on_a_core_with_everything() {
     expect_status 0 run_guest --guest builtin --cpu max
 }
