@@ -21,6 +21,7 @@
 //! | the operator changes it | [`adjust`](VirtioDevice::adjust) |
 //! | at any time | [`offered_features`](VirtioDevice::offered_features), [`read_config`](VirtioDevice::read_config), [`shared_memory`](VirtioDevice::shared_memory), [`statistics`](VirtioDevice::statistics) |
 //! | the driver writes configuration | [`write_config`](VirtioDevice::write_config) |
+//! | the machine says that the back end has changed | [`backend_changed`](VirtioDevice::backend_changed) |
 //! | FEATURES_OK | [`check_features`](VirtioDevice::check_features), [`negotiated`](VirtioDevice::negotiated) |
 //! | DRIVER_OK | [`activate`](VirtioDevice::activate), then [`queue_enabled`](VirtioDevice::queue_enabled) for each queue |
 //! | a queue is enabled later | [`queue_enabled`](VirtioDevice::queue_enabled) |
@@ -220,6 +221,13 @@ pub trait VirtioDevice<'m>: Send {
     /// written, [`Context::config_changed`] tells the driver.
     fn write_config(&mut self, offset: usize, data: &[u8], context: &mut Context<'_, 'm>) {
         let _ = (offset, data, context);
+    }
+
+    /// The back end is not what it was: what configuration space says of it, a disk's capacity for
+    /// one, is to be read anew, and [`Context::config_changed`] tells the driver of what changed. The
+    /// context has queues only while the device is live.
+    fn backend_changed(&mut self, context: &mut Context<'_, 'm>) {
+        let _ = context;
     }
 
     /// The shared memory region `id`, if there is one. Not for what controls the device, nor for

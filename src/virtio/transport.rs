@@ -175,6 +175,12 @@ impl<'d, 'm> MmioTransport<'d, 'm> {
         }
     }
 
+    /// The back end has changed: the device looks at it again, and the driver is told if it makes a
+    /// difference to it (a disk has grown).
+    pub fn backend_changed(&mut self, now: Ticks) {
+        self.dispatch_rarely(now, &mut |device, context| device.backend_changed(context));
+    }
+
     /// True once for each event the driver wants to be interrupted for.
     #[inline]
     pub fn take_interrupt(&mut self) -> bool {

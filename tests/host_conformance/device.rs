@@ -1,6 +1,8 @@
 //! Status, features, reset, configuration, registers: what is the same for all devices.
 
-use sparkler::virtio::devices::block::{BLK_SIZE, RO, SEG_MAX};
+use sparkler::virtio::devices::block::{
+    BLK_SIZE, CONFIG_WCE, DISCARD, MQ, RO, SEG_MAX, SIZE_MAX, TOPOLOGY, WRITE_ZEROES,
+};
 use sparkler::virtio::{Context, DeviceType, VirtioDevice};
 
 use super::*;
@@ -47,6 +49,11 @@ fn offers() -> Vec<Features> {
     offers.push(driver.offered(&mut machine));
     disk!(ram, storage, driver, machine, read_only);
     offers.push(driver.offered(&mut machine));
+    let mut disk = RamDisk::new(storage.slice(Pa::new(0)), [0; 20]);
+    let mut block = Block::new(&mut disk);
+    block.set_queues(4);
+    let device = MmioTransport::new(&mut block, guest::memory(&ram));
+    offers.push(driver.offered(&mut Machine { device, interrupts: 0 }));
     offers
 }
 
@@ -70,7 +77,13 @@ fn buffers_offered_before_driver_ok_stay_untouched() {
 }
 
 /// What is offered at all, with what it needs (2.2, 5.2.3, 6).
-const KNOWN: [(Features, Features); 10] = [
+const KNOWN: [(Features, Features); 16] = [
+    (SIZE_MAX, Features::empty()),
+    (TOPOLOGY, Features::empty()),
+    (CONFIG_WCE, FLUSH),
+    (MQ, Features::empty()),
+    (DISCARD, Features::empty()),
+    (WRITE_ZEROES, Features::empty()),
     (SEG_MAX, Features::empty()),
     (RO, Features::empty()),
     (BLK_SIZE, Features::empty()),
@@ -100,8 +113,8 @@ fn a_feature_is_offered_with_those_it_needs() {
 
 #[test]
 fn features_the_table_counts_on_being_absent_are_not_offered() {
-    // Of the block device: CONFIG_WCE, DISCARD, WRITE_ZEROES, LIFETIME, SECURE_ERASE, ZONED.
-    let of_disks = [11, 13, 14, 15, 16, 17];
+    // Of the block device: BARRIER, GEOMETRY, SCSI, LIFETIME, SECURE_ERASE, ZONED.
+    let of_disks = [0, 4, 7, 15, 16, 17];
     // ACCESS_PLATFORM, IN_ORDER, ORDER_PLATFORM, SR_IOV, ADMIN_VQ, and SUSPEND of version 1.4.
     let of_all = [33, 35, 36, 37, 41, 43];
     for offer in offers() {

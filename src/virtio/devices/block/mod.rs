@@ -6,8 +6,14 @@
 //!
 //! Data goes straight between the disk and the guest's memory; only headers, identity strings and
 //! status bytes are touched here. Many requests are in flight at once, named by the slot they
-//! have, and are completed in the order in which the disk finishes them. A back end that has no
-//! room leaves the chain in the ring, for the next poll.
+//! have, and are completed in the order in which the disk finishes them, each in the queue it came
+//! from. A back end that has no room leaves the chain in the ring, for the next poll; whose queue is
+//! served first then goes round.
+//!
+//! # What is durable
+//! Writes of a driver that flushes (FLUSH) may stay in the disk's cache. For one that does not, or
+//! has turned the cache off (CONFIG_WCE, `writeback` = 0), each write is followed by a flush before
+//! it completes. Discards promise nothing, so nothing of them has to last.
 
 mod request;
 mod wire;
@@ -17,22 +23,25 @@ use crate::backend::block::{
 };
 use crate::backend::clock::Ticks;
 use crate::memory::SharedSlice;
-use crate::virtio::device::{ActivateError, ActiveQueue, Context, DeviceType, Progress};
+use crate::virtio::device::{ActiveQueue, Context, DeviceType, Progress};
 use crate::virtio::queue::{Chain, ChainBuffer, Head, QueueError};
 use crate::virtio::state::{StateError, StateReader, StateWriter};
+use crate::virtio::transport::MAX_QUEUES;
 use crate::virtio::{Features, VirtioDevice};
 use request::{Request, used_length};
 use wire::Status;
-pub use wire::{BLK_SIZE, FLUSH, RO, SEG_MAX};
+pub use wire::{
+    BLK_SIZE, CONFIG_WCE, DISCARD, FLUSH, MQ, RO, SEG_MAX, SIZE_MAX, TOPOLOGY, WRITE_ZEROES,
+};
 
-/// Largest size of the request queue.
+/// Largest size of a request queue.
 pub const QUEUE_SIZE: u16 = 1024;
 
 /// Requests that can be in flight: as many as the drivers of disks have at work. More wait in the
 /// ring.
 pub const IN_FLIGHT: u16 = u64::BITS as u16;
 
-const QUEUE_MAX_SIZES: [u16; 1] = [QUEUE_SIZE];
+const QUEUE_MAX_SIZES: [u16; MAX_QUEUES] = [QUEUE_SIZE; MAX_QUEUES];
 
 /// How far a request has come that the back end knows of.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -49,6 +58,8 @@ enum Phase {
 #[derive(Clone, Copy)]
 struct InFlight<'m> {
     phase: Phase,
+    /// The queue it came from.
+    queue: u8,
     /// What the chain is completed with.
     head: Head,
     /// Where the status byte goes.
@@ -97,6 +108,8 @@ struct Requests<'d, 'm> {
     in_flight: u16,
     /// How many of them are [`Phase::Written`].
     written: u16,
+    /// The agreed features; none before there are.
+    accepted: Features,
     /// Writes must be durable before they complete.
     write_through: bool,
     /// Something was submitted since the last kick.
@@ -108,6 +121,10 @@ struct Requests<'d, 'm> {
 pub struct Block<'d, 'm> {
     requests: Requests<'d, 'm>,
     chain: ChainBuffer<'m>,
+    /// How many queues there are.
+    queues: u16,
+    /// The queue whose leftovers come first in the next poll.
+    turn: u16,
 }
 
 impl<'d, 'm> Block<'d, 'm> {
@@ -123,11 +140,18 @@ impl<'d, 'm> Block<'d, 'm> {
             free: u64::MAX,
             in_flight: 0,
             written: 0,
+            accepted: Features::empty(),
             write_through: false,
             kick: false,
             counters: Counters::default(),
         };
-        Self { requests, chain: ChainBuffer::new() }
+        Self { requests, chain: ChainBuffer::new(), queues: 1, turn: 0 }
+    }
+
+    /// Gives the device `queues` queues, but at least 1 and no more than [`MAX_QUEUES`]: one for each
+    /// vCPU lets drivers do without locks. To be said before a transport is put in front of it.
+    pub fn set_queues(&mut self, queues: usize) {
+        self.queues = queues.clamp(1, MAX_QUEUES) as u16;
     }
 
     /// Tells drivers to cut requests into no more than `max` data segments, at least 1. Without
@@ -143,11 +167,11 @@ impl<'d, 'm> Block<'d, 'm> {
         self.requests.info.read_only = true;
     }
 
-    /// Starts what is available, until the queue is empty or the back end full.
-    fn serve(&mut self, queue: &mut ActiveQueue<'_, 'm>, now: Ticks) {
+    /// Starts what is available in queue `index`, until it is empty or the back end full.
+    fn serve(&mut self, index: u16, queue: &mut ActiveQueue<'_, 'm>, now: Ticks) {
         while let Some(chain) = queue.pop(&mut self.chain) {
             let head = chain.head;
-            match self.requests.start(chain, now) {
+            match self.requests.start(index, chain, now) {
                 Outcome::Submitted => (),
                 Outcome::Answered(used) => queue.complete(head, used),
                 Outcome::Busy => {
@@ -161,12 +185,38 @@ impl<'d, 'm> Block<'d, 'm> {
             }
         }
     }
+
+    /// Serves every queue that has leftovers.
+    fn serve_leftovers(&mut self, context: &mut Context<'_, 'm>, now: Ticks) {
+        let mut index = self.turn;
+        for _ in 0..self.queues {
+            if let Some(mut queue) = context.queue(index)
+                && queue.has_leftover()
+            {
+                self.serve(index, &mut queue, now);
+            }
+            index = self.next(index);
+        }
+        self.turn = self.next(self.turn);
+    }
+
+    /// The queue after queue `index`.
+    fn next(&self, index: u16) -> u16 {
+        if index + 1 < self.queues { index + 1 } else { 0 }
+    }
+
+    /// Configuration space.
+    fn config(&self) -> [u8; wire::CONFIG_SIZE] {
+        let requests = &self.requests;
+        let writeback = !(requests.write_through && requests.accepted.contains(CONFIG_WCE));
+        wire::config(&requests.info, requests.max_segments, self.queues, writeback)
+    }
 }
 
 impl<'m> Requests<'_, 'm> {
     /// Judges one chain, and hands it to the back end or answers it.
     #[inline]
-    fn start(&mut self, chain: Chain<'_, 'm>, now: Ticks) -> Outcome {
+    fn start(&mut self, queue: u16, chain: Chain<'_, 'm>, now: Ticks) -> Outcome {
         let Chain { head, mut readable, mut writable } = chain;
         // The lowest free slot. Not the driver's name for the chain: a packed ring's may be any,
         // and a driver that has two of one name at work hears of that name twice.
@@ -187,20 +237,23 @@ impl<'m> Requests<'_, 'm> {
             Outcome::Answered(used_length(filled, room))
         };
         let mut written = 0;
-        let (op, sector, segments) = match Request::parse(&mut readable, room, &self.info) {
-            Request::Refused(result) => return answer(result, 0),
-            Request::Identify => {
-                let filled = writable.write_bytes(&self.info.id).map_or(0, |()| writable.written());
-                let result = if filled == 0 { Status::IoError } else { Status::Ok };
-                return answer(result, filled);
-            }
-            Request::Flush => (BlockOp::Flush, 0, &[][..]),
-            Request::Read { sector } => (BlockOp::Read, sector, writable.into_segments()),
-            Request::Write { sector } => {
-                written = readable.remaining();
-                (BlockOp::Write, sector, readable.into_segments())
-            }
-        };
+        let (op, sector, segments) =
+            match Request::parse(&mut readable, room, &self.info, self.accepted) {
+                Request::Refused(result) => return answer(result, 0),
+                Request::Identify => {
+                    let filled =
+                        writable.write_bytes(&self.info.id).map_or(0, |()| writable.written());
+                    let result = if filled == 0 { Status::IoError } else { Status::Ok };
+                    return answer(result, filled);
+                }
+                Request::Flush => (BlockOp::Flush, 0, &[][..]),
+                Request::Range { op, sector } => (op, sector, &[][..]),
+                Request::Read { sector } => (BlockOp::Read, sector, writable.into_segments()),
+                Request::Write { sector } => {
+                    written = readable.remaining();
+                    (BlockOp::Write, sector, readable.into_segments())
+                }
+            };
         let request = BlockRequest { tag: Tag(tag), op, sector, segments };
         match self.backend.submit(request, now) {
             Ok(()) => (),
@@ -208,12 +261,14 @@ impl<'m> Requests<'_, 'm> {
             Err(SubmitError::Failed) => return answer(Status::IoError, 0),
             Err(SubmitError::Unsupported) => return answer(Status::Unsupported, 0),
         }
-        let durable_later = op == BlockOp::Write && self.write_through;
+        let durable_later =
+            self.write_through && matches!(op, BlockOp::Write | BlockOp::WriteZeroes { .. });
         let filled = if op == BlockOp::Read { room } else { 0 };
         self.counters.bytes_read += filled as u64;
         self.counters.bytes_written += written as u64;
         *slot = Some(InFlight {
             phase: if durable_later { Phase::Write } else { Phase::Last },
+            queue: queue as u8,
             head,
             status,
             used: (used_length(filled, room), used_length(0, room)),
@@ -225,10 +280,10 @@ impl<'m> Requests<'_, 'm> {
         Outcome::Submitted
     }
 
-    /// Takes one completion from the back end. The chain is over if a head and its used length
-    /// come back.
+    /// Takes one completion from the back end. The chain is over if its queue, its head and its used
+    /// length come back.
     #[inline]
-    fn finish(&mut self, tag: Tag, result: BlockStatus, now: Ticks) -> Option<(Head, u32)> {
+    fn finish(&mut self, tag: Tag, result: BlockStatus, now: Ticks) -> Option<(u16, Head, u32)> {
         let slot = self.slots.get_mut(usize::from(tag.0))?;
         let request = slot.as_mut()?;
         if request.phase == Phase::Write && result == BlockStatus::Ok {
@@ -252,11 +307,11 @@ impl<'m> Requests<'_, 'm> {
         counters.latency_max = counters.latency_max.max(latency);
         // In bounds: the slice is the one byte.
         let _ = request.status.store_u8(0, result as u8);
-        Some((request.head, used))
+        Some((request.queue.into(), request.head, used))
     }
 
-    /// Flushes after a write, for a driver that has not accepted VIRTIO_BLK_F_FLUSH (5.2.6.2).
-    fn make_durable(&mut self, tag: Tag, now: Ticks) -> Option<(Head, u32)> {
+    /// Flushes after a write that must be durable when it completes (5.2.6.2).
+    fn make_durable(&mut self, tag: Tag, now: Ticks) -> Option<(u16, Head, u32)> {
         let request = self.slots.get_mut(usize::from(tag.0))?.as_mut()?;
         let flush = BlockRequest { tag, op: BlockOp::Flush, sector: 0, segments: &[] };
         let refused = match self.backend.submit(flush, now) {
@@ -272,17 +327,63 @@ impl<'m> Requests<'_, 'm> {
     }
 
     /// Tries again the flushes there was no room for.
-    fn retry_flushes(&mut self, queue: &mut ActiveQueue<'_, 'm>, now: Ticks) {
+    #[cold]
+    fn retry_flushes(&mut self, context: &mut Context<'_, 'm>, now: Ticks) {
         for tag in 0..IN_FLIGHT {
             if self.written == 0 {
                 return;
             }
             let slot = self.slots.get(usize::from(tag));
             let waits = slot.is_some_and(|slot| slot.is_some_and(|it| it.phase == Phase::Written));
-            if waits && let Some((head, used)) = self.make_durable(Tag(tag), now) {
+            if waits
+                && let Some((index, head, used)) = self.make_durable(Tag(tag), now)
+                && let Some(mut queue) = context.queue(index)
+            {
                 queue.complete(head, used);
             }
         }
+    }
+
+    /// Lets go of what came out of queue `index`. What the back end still has of it is waited for,
+    /// in `poll`, which finds no queue for it.
+    #[cold]
+    fn forget(&mut self, index: u16, now: Ticks) -> Progress {
+        // What was submitted may still wait for the doorbell, and would never come back.
+        self.kick();
+        let mut left = 0;
+        for (tag, place) in self.slots.iter_mut().enumerate() {
+            let Some(request) = place.filter(|it| u16::from(it.queue) == index) else {
+                continue;
+            };
+            if request.phase == Phase::Written {
+                *place = None;
+                self.free |= 1 << tag;
+                self.in_flight -= 1;
+                self.written -= 1;
+            } else {
+                left += 1;
+            }
+        }
+        // Nobody else's answer can come.
+        if left == self.in_flight - self.written {
+            for _ in 0..left {
+                let Some((tag, _)) = self.backend.poll(now) else {
+                    return Progress::Pending;
+                };
+                left -= u16::from(self.drop_answered(tag));
+            }
+        }
+        if left == 0 { Progress::Done } else { Progress::Pending }
+    }
+
+    /// The back end has let go of a request that is forgotten; whether there was one.
+    fn drop_answered(&mut self, tag: Tag) -> bool {
+        let found = self.slots.get_mut(usize::from(tag.0)).and_then(Option::take).is_some();
+        if found {
+            self.free |= 1 << tag.0;
+            self.in_flight -= 1;
+        }
+        found
     }
 
     /// One doorbell for all that was submitted.
@@ -300,24 +401,44 @@ impl<'m> VirtioDevice<'m> for Block<'_, 'm> {
     }
 
     fn queue_max_sizes(&self) -> &[u16] {
-        &QUEUE_MAX_SIZES
+        QUEUE_MAX_SIZES.get(..usize::from(self.queues)).unwrap_or_default()
     }
 
     fn offered_features(&self) -> Features {
-        wire::features(&self.requests.info)
+        wire::features(&self.requests.info, self.queues)
     }
 
     fn read_config(&self, offset: usize, data: &mut [u8]) {
-        let requests = &self.requests;
-        let config = wire::config(&requests.info, requests.max_segments);
+        let config = self.config();
         for (at, byte) in data.iter_mut().enumerate() {
             *byte = config.get(offset + at).copied().unwrap_or(0);
         }
     }
 
-    fn activate(&mut self, accepted: Features) -> Result<(), ActivateError> {
+    fn write_config(&mut self, offset: usize, data: &[u8], _context: &mut Context<'_, 'm>) {
+        let requests = &mut self.requests;
+        // 4.2.2.2: a field of a byte is written as a byte.
+        if offset == wire::WRITEBACK && requests.accepted.contains(CONFIG_WCE) {
+            match data {
+                [0] => requests.write_through = true,
+                [1] => requests.write_through = false,
+                _ => (),
+            }
+        }
+    }
+
+    fn negotiated(&mut self, accepted: Features) {
+        self.requests.accepted = accepted;
         self.requests.write_through = self.requests.info.flush && !accepted.contains(FLUSH);
-        Ok(())
+    }
+
+    fn backend_changed(&mut self, context: &mut Context<'_, 'm>) {
+        let requests = &mut self.requests;
+        let sectors = requests.backend.info().sectors;
+        if sectors != requests.info.sectors {
+            requests.info.sectors = sectors;
+            context.config_changed();
+        }
     }
 
     fn queue_notified(&mut self, index: u16, context: &mut Context<'_, 'm>) {
@@ -325,30 +446,35 @@ impl<'m> VirtioDevice<'m> for Block<'_, 'm> {
         let Some(mut queue) = context.queue(index) else {
             return;
         };
-        self.serve(&mut queue, now);
+        self.serve(index, &mut queue, now);
         self.requests.kick();
     }
 
     fn poll(&mut self, context: &mut Context<'_, 'm>) {
         let now = context.now();
-        let Some(mut queue) = context.queue(0) else {
-            return;
-        };
+        let mut index = 0;
+        let mut queue = context.queue(index);
         // As many as can be in flight: a disk that answers at once cannot hold us here.
         for _ in 0..IN_FLIGHT {
             let Some((tag, result)) = self.requests.backend.poll(now) else {
                 break;
             };
-            if let Some((head, used)) = self.requests.finish(tag, result, now) {
+            let Some((from, head, used)) = self.requests.finish(tag, result, now) else {
+                continue;
+            };
+            if from != index {
+                index = from;
+                queue = context.queue(index);
+            }
+            // A queue that is being reset is not there: what came out of it is forgotten.
+            if let Some(queue) = &mut queue {
                 queue.complete(head, used);
             }
         }
         if self.requests.written != 0 {
-            self.requests.retry_flushes(&mut queue, now);
+            self.requests.retry_flushes(context, now);
         }
-        if queue.has_leftover() {
-            self.serve(&mut queue, now);
-        }
+        self.serve_leftovers(context, now);
         self.requests.kick();
     }
 
@@ -375,10 +501,7 @@ impl<'m> VirtioDevice<'m> for Block<'_, 'm> {
             let Some((tag, _)) = requests.backend.poll(now) else {
                 break;
             };
-            if requests.slots.get_mut(usize::from(tag.0)).and_then(Option::take).is_some() {
-                requests.free |= 1 << tag.0;
-                requests.in_flight -= 1;
-            }
+            requests.drop_answered(tag);
         }
         if requests.in_flight > requests.written {
             return Progress::Pending;
@@ -389,6 +512,7 @@ impl<'m> VirtioDevice<'m> for Block<'_, 'm> {
         }
         requests.in_flight = 0;
         requests.written = 0;
+        requests.accepted = Features::empty();
         requests.write_through = false;
         requests.info = requests.backend.info();
         requests.info.read_only |= requests.read_only;
@@ -396,8 +520,7 @@ impl<'m> VirtioDevice<'m> for Block<'_, 'm> {
     }
 
     fn save(&self, state: &mut StateWriter<'_>) -> Result<(), StateError> {
-        let requests = &self.requests;
-        state.write_bytes(&wire::config(&requests.info, requests.max_segments))
+        state.write_bytes(&self.config())
     }
 
     fn restore(
@@ -405,21 +528,29 @@ impl<'m> VirtioDevice<'m> for Block<'_, 'm> {
         accepted: Features,
         state: &mut StateReader<'_>,
     ) -> Result<(), StateError> {
-        let requests = &mut self.requests;
-        // The driver has read what the disk is like: it must be like that here.
-        let config = wire::config(&requests.info, requests.max_segments);
-        if state.read_object::<[u8; wire::CONFIG_SIZE]>()? != config {
-            return Err(StateError::Invalid);
+        self.negotiated(accepted);
+        let mut config = state.read_object::<[u8; wire::CONFIG_SIZE]>()?;
+        let mut own = self.config();
+        if let (Some(saved), Some(own)) =
+            (config.get_mut(wire::WRITEBACK), own.get_mut(wire::WRITEBACK))
+            && accepted.contains(CONFIG_WCE)
+            && *saved <= 1
+        {
+            self.requests.write_through = *saved == 0;
+            *own = *saved;
         }
-        requests.write_through = requests.info.flush && !accepted.contains(FLUSH);
-        Ok(())
+        // The driver has read what the disk is like: it must be like that here.
+        if config == own {
+            Ok(())
+        } else {
+            self.negotiated(Features::empty());
+            self.requests.write_through = false;
+            Err(StateError::Invalid)
+        }
     }
 
-    fn reset_queue(&mut self, _index: u16, now: Ticks) -> Progress {
-        let write_through = self.requests.write_through;
-        let progress = self.reset(now);
-        self.requests.write_through = write_through;
-        progress
+    fn reset_queue(&mut self, index: u16, now: Ticks) -> Progress {
+        self.requests.forget(index, now)
     }
 }
 

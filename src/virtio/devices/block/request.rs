@@ -1,7 +1,8 @@
 //! What a chain asks for (5.2.6), judged completely before any effect.
 
-use super::wire::{Header, IDENTITY, Status, request_type};
-use crate::backend::block::{BlockInfo, SECTOR_SIZE};
+use super::wire::{DISCARD, Header, IDENTITY, Range, Status, UNMAP, WRITE_ZEROES, request_type};
+use crate::backend::block::{BlockInfo, BlockOp, SECTOR_SIZE};
+use crate::virtio::Features;
 use crate::virtio::buffer::Reader;
 
 /// A request that may be carried out as it is, or its refusal.
@@ -13,6 +14,8 @@ pub(super) enum Request {
     Write { sector: u64 },
     /// Make completed writes durable.
     Flush,
+    /// A discard or write zeroes.
+    Range { op: BlockOp, sector: u64 },
     /// Write the identity string.
     Identify,
     /// Nothing is to be done; this is the answer.
@@ -21,11 +24,16 @@ pub(super) enum Request {
 
 impl Request {
     /// Takes the header off `readable`, and judges the request against the disk. `room` is the
-    /// length of the writable part without the status byte.
+    /// length of the writable part without the status byte, `accepted` the agreed features.
     ///
     /// A request of no data at all, and a flush of a disk without a cache, are over at once.
     #[inline]
-    pub(super) fn parse(readable: &mut Reader<'_, '_>, room: usize, info: &BlockInfo) -> Self {
+    pub(super) fn parse(
+        readable: &mut Reader<'_, '_>,
+        room: usize,
+        info: &BlockInfo,
+        accepted: Features,
+    ) -> Self {
         let Some(header) = readable.read_object::<Header>() else {
             return Request::Refused(Status::IoError);
         };
@@ -44,8 +52,44 @@ impl Request {
             request_type::FLUSH => Request::Refused(Status::Ok),
             request_type::GET_ID if room < IDENTITY => Request::Refused(Status::IoError),
             request_type::GET_ID => Request::Identify,
+            request_type::DISCARD if accepted.contains(DISCARD) => {
+                Self::parse_range(readable, info, false)
+            }
+            request_type::WRITE_ZEROES if accepted.contains(WRITE_ZEROES) => {
+                Self::parse_range(readable, info, true)
+            }
             _ => Request::Refused(Status::Unsupported),
         }
+    }
+
+    /// Judges the range that a discard, or write zeroes, is about.
+    ///
+    /// One range a request is all that was offered. Who sends more gets UNSUPP, which is also what
+    /// is due if one of them has an unknown flag (5.2.6.2), so they need not be looked through.
+    #[inline(never)]
+    fn parse_range(readable: &mut Reader<'_, '_>, info: &BlockInfo, zeroes: bool) -> Self {
+        let Some(range) = readable.read_object::<Range>() else {
+            return Request::Refused(Status::IoError);
+        };
+        let (sector, sectors, flags) = (range.sector.get(), range.sectors.get(), range.flags.get());
+        let known = if zeroes { UNMAP } else { 0 };
+        if flags & !known != 0 || readable.remaining() != 0 {
+            return Request::Refused(Status::Unsupported);
+        }
+        let max = if zeroes {
+            info.write_zeroes.map(|it| it.max_sectors)
+        } else {
+            info.discard.map(|it| it.max_sectors)
+        };
+        if max.is_none_or(|max| sectors > max) || !is_on_disk(sector, sectors.into(), info) {
+            return Request::Refused(Status::IoError);
+        }
+        let op = if zeroes {
+            BlockOp::WriteZeroes { sectors, unmap: flags & UNMAP != 0 }
+        } else {
+            BlockOp::Discard { sectors }
+        };
+        if sectors == 0 { Request::Refused(Status::Ok) } else { Request::Range { op, sector } }
     }
 }
 
@@ -53,12 +97,16 @@ impl Request {
 #[inline]
 fn in_range(sector: u64, len: usize, info: &BlockInfo) -> bool {
     let len = len as u64;
+    len & (SECTOR_SIZE - 1) == 0 && is_on_disk(sector, len / SECTOR_SIZE, info)
+}
+
+/// Whether `sectors` sectors from `sector` on are whole blocks of the disk.
+#[inline]
+fn is_on_disk(sector: u64, sectors: u64, info: &BlockInfo) -> bool {
     // A power of two of at least a sector.
     let block_sectors = u64::from(info.block_size) / SECTOR_SIZE;
-    let sectors = len / SECTOR_SIZE;
     let end = sector.checked_add(sectors);
-    len & (SECTOR_SIZE - 1) == 0
-        && (sector | sectors) & block_sectors.saturating_sub(1) == 0
+    (sector | sectors) & block_sectors.saturating_sub(1) == 0
         && end.is_some_and(|end| end <= info.sectors)
 }
 

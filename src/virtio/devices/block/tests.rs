@@ -1,11 +1,14 @@
 //! Tests of the block device, from the registers to a disk that does as the test says.
 
 mod batch;
+mod modes;
+mod queues;
+mod ranges;
 
 use std::sync::RwLockWriteGuard;
 
 use super::*;
-use crate::backend::block::{ID_SIZE, SECTOR_SIZE};
+use crate::backend::block::{DiscardLimits, ID_SIZE, SECTOR_SIZE, Topology, WriteZeroesLimits};
 use crate::backend::ram::{CompletionOrder, RamDisk};
 use crate::memory::{HostRam, Pa};
 use crate::sync::testing::Shared;
@@ -116,6 +119,8 @@ macro_rules! guest {
     };
 }
 
+use guest;
+
 fn header(driver: &Driver<'_>, at: u64, request: u32, sector: u64) {
     driver.put(at, &request.to_le_bytes());
     driver.put(at + 4, &[0xEE; 4]);
@@ -165,22 +170,50 @@ fn a_disk_is_described_as_it_is() {
     let disk = Disk::new();
     disk.get().info.sectors = 0x1_2345_6789;
     disk.get().info.block_size = 4096;
+    disk.get().info.max_segment_bytes = 0x9_0000;
+    disk.get().info.topology = Topology {
+        physical_block_exponent: 3,
+        alignment_offset: 2,
+        min_io_blocks: 0x1234,
+        opt_io_blocks: 0x5678_9ABC,
+    };
     guest!(disk, V1, driver, transport);
     assert_eq!(transport.get(0x08), 2);
-    assert_eq!(transport.get(0x10), (1 << 2) | (1 << 6) | (1 << 9) | (1 << 28) | (1 << 29));
+    // SIZE_MAX, SEG_MAX, BLK_SIZE, FLUSH, TOPOLOGY, CONFIG_WCE; INDIRECT_DESC, EVENT_IDX.
+    let common = (1 << 1) | (1 << 2) | (1 << 6) | (1 << 10) | (1 << 28) | (1 << 29);
+    assert_eq!(transport.get(0x10), common | (1 << 9) | (1 << 11));
     assert_eq!(transport.get(0x34), 1024);
     assert_eq!(transport.read(0x100, Width::Double), 0x1_2345_6789);
-    assert_eq!(transport.get(0x108), 0);
+    assert_eq!(transport.get(0x108), 0x9_0000);
     assert_eq!(transport.get(0x10C), 32);
-    assert_eq!(transport.get(0x114), 4096);
-    assert_eq!(transport.read(0x114, Width::Double), 4096);
+    assert_eq!(transport.read(0x110, Width::Double), 4096 << 32);
+    assert_eq!(transport.read(0x118, Width::Double), 0x5678_9ABC_1234_0203);
+    // `writeback`, and nothing else: one queue, no discard, no write zeroes.
+    assert_eq!(transport.read(0x120, Width::Double), 1);
+    for at in (0x128..0x140).step_by(4) {
+        assert_eq!(transport.get(at), 0, "{at:#x}");
+    }
 
-    disk.get().info.read_only = true;
-    disk.get().info.flush = false;
-    disk.get().info.max_segments = 1000;
+    let mut info = disk.get().info;
+    info.discard = Some(DiscardLimits { max_sectors: 0x1111_1111, alignment: 8 });
+    info.write_zeroes = Some(WriteZeroesLimits { max_sectors: 0x2222_2222, may_unmap: true });
+    disk.get().info = info;
     transport.set(0x70, 0);
-    assert_eq!(transport.get(0x10), (1 << 2) | (1 << 5) | (1 << 6) | (1 << 28) | (1 << 29));
+    assert_eq!(transport.get(0x10), common | (1 << 9) | (1 << 11) | (1 << 13) | (1 << 14));
+    let limits = [0x124, 0x128, 0x12C, 0x130, 0x134, 0x138].map(|at| transport.get(at));
+    assert_eq!(limits, [0x1111_1111, 1, 8, 0x2222_2222, 1, 1]);
+
+    // A read-only disk is not asked to change, whatever it could do.
+    info.read_only = true;
+    info.flush = false;
+    info.max_segments = 1000;
+    disk.get().info = info;
+    transport.set(0x70, 0);
+    assert_eq!(transport.get(0x10), common | (1 << 5));
     assert_eq!(transport.get(0x10C), 254);
+    for at in (0x120..0x140).step_by(4) {
+        assert_eq!(transport.get(at), 0, "{at:#x}");
+    }
 }
 
 #[test]
