@@ -95,6 +95,28 @@ impl Registers for Mmio {
         self.write32_relaxed(offset, value);
     }
 
+    fn read8(&self, offset: usize) -> u8 {
+        // SAFETY: the register lies in the mapped frame (checked).
+        let value = self.register::<u8>(offset).map_or(0, |it| unsafe { it.read_volatile() });
+        barrier::after_register_read();
+        value
+    }
+
+    fn read16(&self, offset: usize) -> u16 {
+        // SAFETY: the register lies in the mapped frame (checked) and is aligned.
+        let value = self.register::<u16>(offset).map_or(0, |it| unsafe { it.read_volatile() });
+        barrier::after_register_read();
+        value
+    }
+
+    fn write8(&self, offset: usize, value: u8) {
+        barrier::before_doorbell();
+        if let Some(register) = self.register::<u8>(offset) {
+            // SAFETY: the register lies in the mapped frame (checked).
+            unsafe { register.write_volatile(value) }
+        }
+    }
+
     // Devices are observers in the outer shareable domain.
 
     #[inline(always)]

@@ -5,8 +5,8 @@ use core::sync::atomic::{Ordering, fence};
 /// The 32-bit registers of one device, and the order of register accesses relative to memory that
 /// the device reads and writes by itself (DMA).
 ///
-/// Offsets are in bytes from the device's base, multiples of 4, inside its register window; a
-/// driver only ever uses the offsets of its device's register map.
+/// Offsets are in bytes from the device's base, multiples of the access's width, inside its register
+/// window; a driver only ever uses the offsets of its device's register map.
 ///
 /// # Ordering
 /// The contract drivers are written against, as strong as Linux's `readl` and `writel`:
@@ -26,6 +26,23 @@ pub trait Registers {
 
     /// Writes the register at `offset`.
     fn write32(&self, offset: usize, value: u32);
+
+    /// Reads the register of a byte at `offset`. By default a part of the word it is in.
+    fn read8(&self, offset: usize) -> u8 {
+        (self.read32(offset & !3) >> ((offset & 3) * 8)) as u8
+    }
+
+    /// Reads the register of two bytes at `offset`. By default a part of the word it is in.
+    fn read16(&self, offset: usize) -> u16 {
+        (self.read32(offset & !3) >> ((offset & 2) * 8)) as u16
+    }
+
+    /// Writes the register of a byte at `offset`. By default with what else is in its word, as read.
+    fn write8(&self, offset: usize, value: u8) {
+        let (word, shift) = (offset & !3, (offset & 3) * 8);
+        let others = self.read32(word) & !(0xff << shift);
+        self.write32(word, others | u32::from(value) << shift);
+    }
 
     /// Orders earlier reads of shared memory before later reads and writes.
     #[inline(always)]
@@ -56,6 +73,18 @@ impl<R: Registers + ?Sized> Registers for &R {
     #[inline(always)]
     fn write32(&self, offset: usize, value: u32) {
         (**self).write32(offset, value);
+    }
+
+    fn read8(&self, offset: usize) -> u8 {
+        (**self).read8(offset)
+    }
+
+    fn read16(&self, offset: usize) -> u16 {
+        (**self).read16(offset)
+    }
+
+    fn write8(&self, offset: usize, value: u8) {
+        (**self).write8(offset, value);
     }
 
     #[inline(always)]

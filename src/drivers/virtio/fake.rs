@@ -13,6 +13,10 @@ pub(super) const F_SEG_MAX: u64 = 1 << 2;
 pub(super) const F_RO: u64 = 1 << 5;
 pub(super) const F_BLK_SIZE: u64 = 1 << 6;
 pub(super) const F_FLUSH: u64 = 1 << 9;
+pub(super) const F_TOPOLOGY: u64 = 1 << 10;
+pub(super) const F_CONFIG_WCE: u64 = 1 << 11;
+pub(super) const F_DISCARD: u64 = 1 << 13;
+pub(super) const F_WRITE_ZEROES: u64 = 1 << 14;
 pub(super) const F_INDIRECT: u64 = 1 << 28;
 pub(super) const F_EVENT_IDX: u64 = 1 << 29;
 pub(super) const F_VERSION_1: u64 = 1 << 32;
@@ -54,7 +58,7 @@ pub(super) struct State {
     pub(super) offered: u64,
     pub(super) driver_features: u64,
     pub(super) status: u32,
-    pub(super) config: [u32; 6],
+    pub(super) config: [u32; 15],
     /// Counts up at every read, if the configuration is to hold no still.
     pub(super) restless_config: bool,
     pub(super) generation: u32,
@@ -82,6 +86,8 @@ pub(super) struct State {
     pub(super) resets: u32,
     /// Every request ever taken: kind, sector, data descriptors.
     pub(super) log: Vec<(u32, u64, usize)>,
+    /// Every range zeroed or discarded: sector, sectors, flags.
+    pub(super) ranges: Vec<(u64, u32, u32)>,
     resetting: bool,
     device_features_sel: u32,
     driver_features_sel: u32,
@@ -112,7 +118,12 @@ impl<'m> FakeDisk<'m> {
             offered,
             driver_features: 0,
             status: 0x0f, // as a bootloader left it
-            config: [SECTORS as u32, 0, 4096, 126, 0, 512],
+            #[rustfmt::skip]
+            config: [
+                SECTORS as u32, 0, 4096, 126, 0, 512,
+                // Topology; `writeback` off, four queues; discards, zeroes.
+                0x0004_0203, 64, 0x0004_0000, 96, 1, 8, 48, 1, 1,
+            ],
             restless_config: false,
             generation: 0,
             num_max: 1024,
@@ -131,6 +142,7 @@ impl<'m> FakeDisk<'m> {
             lied: false,
             resets: 0,
             log: Vec::new(),
+            ranges: Vec::new(),
             resetting: false,
             device_features_sel: 7,
             driver_features_sel: 7,
@@ -244,7 +256,8 @@ impl<'m> FakeDisk<'m> {
         let kind = header.load_u32(0).unwrap();
         assert_eq!(header.load_u32(4).unwrap(), 0);
         for (_, bytes, flags) in &chain {
-            assert_eq!(flags & 2, if kind == 1 { 0 } else { 2 }, "direction");
+            let to_device = matches!(kind, 1 | 11 | 13);
+            assert_eq!(flags & 2, if to_device { 0 } else { 2 }, "direction");
             if self.agreed(F_SIZE_MAX) {
                 assert!(*bytes <= self.get().config[2], "segment too long");
             }
@@ -269,17 +282,33 @@ impl<'m> FakeDisk<'m> {
             let memory = self.ram.at(*address, *bytes as usize);
             let range = at..at + *bytes as usize;
             match request.kind {
+                _ if self.get().status_byte.is_some_and(|byte| byte != 0) => {}
                 0 => fill(memory, &self.get().disk[range]),
                 1 => self.set().disk[range].copy_from_slice(&dump(memory)),
                 8 => fill(memory, IDENTITY),
+                11 | 13 => self.zero(&request, memory),
                 _ => {}
             }
             at += *bytes as usize;
         }
-        let known = matches!(request.kind, 0 | 1 | 4 | 8);
+        let known = matches!(request.kind, 0 | 1 | 4 | 8 | 11 | 13);
         let byte = self.get().status_byte.unwrap_or(if known { 0 } else { 2 });
         self.ram.at(request.status, 1).store_u8(0, byte).unwrap();
         self.push_used(u32::from(request.head), 1);
+    }
+
+    /// Zeroes what the range in `memory` says: both a discard and write zeroes do that here.
+    fn zero(&self, request: &Request, memory: SharedSlice<'_>) {
+        let (discards, limit) = (request.kind == 11, if request.kind == 11 { 9 } else { 12 });
+        assert!(self.agreed(if discards { F_DISCARD } else { F_WRITE_ZEROES }), "not agreed");
+        assert_eq!((request.data.len(), memory.len(), request.sector), (1, 16, 0));
+        let sector = memory.load_u64(0).unwrap() as usize;
+        let (sectors, flags) = (memory.load_u32(8).unwrap(), memory.load_u32(12).unwrap());
+        assert!(sectors <= self.get().config[limit], "too many sectors");
+        assert!(flags == 0 || (flags == 1 && !discards), "flags {flags}");
+        let mut state = self.set();
+        state.ranges.push((sector as u64, sectors, flags));
+        state.disk[sector * 512..][..sectors as usize * 512].fill(0);
     }
 
     pub(super) fn complete_all(&self) {
@@ -358,7 +387,7 @@ impl Registers for FakeDisk<'_> {
                 state.generation += u32::from(state.restless_config);
                 state.generation
             }
-            0x100..0x118 => {
+            0x100..0x13c => {
                 assert!(state.status & 2 != 0, "configuration before DRIVER");
                 state.config[(offset - 0x100) / 4]
             }
@@ -403,6 +432,11 @@ impl State {
                 state.notifies += 1;
             }
             0x064 => state.interrupt_status &= !value,
+            0x120 => {
+                assert_eq!(state.status & 8, 8, "writeback before FEATURES_OK");
+                assert_ne!(state.driver_features & F_CONFIG_WCE, 0, "not agreed");
+                state.config[8] = value;
+            }
             0x070 if value == 0 => state.resetting = true,
             0x070 if value & 0x80 != 0 => state.status |= 0x80,
             0x070 => {

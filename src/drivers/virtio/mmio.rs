@@ -337,6 +337,21 @@ impl<R: Registers> Transport<R> {
         self.registers.read32(offset::CONFIG + field)
     }
 
+    /// The 16-bit configuration field at `field` bytes.
+    pub fn config16(&self, field: usize) -> u16 {
+        self.registers.read16(offset::CONFIG + field)
+    }
+
+    /// The 8-bit configuration field at `field` bytes.
+    pub fn config8(&self, field: usize) -> u8 {
+        self.registers.read8(offset::CONFIG + field)
+    }
+
+    /// Writes the 8-bit configuration field at `field` bytes.
+    pub fn set_config8(&self, field: usize, value: u8) {
+        self.registers.write8(offset::CONFIG + field, value);
+    }
+
     /// The 64-bit configuration field at `field` bytes, its halves of one generation
     /// (virtio 2.5.1).
     ///

@@ -29,6 +29,11 @@ pub(super) const HEADER_BYTES: u32 = 16;
 pub(super) const STATUS: usize = 16;
 /// Offset of the indirect table in a slot's memory.
 pub(super) const TABLE: usize = 32;
+/// Offset of the range of a discard or of write zeroes in a slot's memory: in the table, behind the
+/// three descriptors that such a request has.
+pub(super) const RANGE: usize = TABLE + 3 * DESC_BYTES;
+/// Bytes of a range.
+pub(super) const RANGE_BYTES: usize = 16;
 /// Bytes of a slot's memory.
 pub(super) const SLOT_BYTES: usize = TABLE + TABLE_DESCRIPTORS * DESC_BYTES;
 
@@ -155,6 +160,8 @@ mod tests {
     fn the_parts_of_the_memory_do_not_overlap() {
         const { assert!(SplitQueue::bytes(MAX_RING_SIZE) <= IDENTITY) };
         const { assert!(IDENTITY + ID_SIZE <= SLOTS && HEADER_BYTES as usize <= STATUS) };
+        const { assert!(RANGE >= TABLE + (OVERHEAD as usize + 1) * DESC_BYTES) };
+        const { assert!(RANGE + RANGE_BYTES <= SLOT_BYTES) };
         // Descriptors are aligned to 16 bytes (virtio 2.7).
         const { assert!((SLOTS + TABLE).is_multiple_of(16) && SLOT_BYTES.is_multiple_of(16)) };
         const { assert!(DMA_BYTES >= END && DMA_BYTES.is_multiple_of(4096)) };

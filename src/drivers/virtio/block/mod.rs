@@ -13,7 +13,7 @@ use embedded_hal::delay::DelayNs;
 
 use self::chain::Chain;
 use self::config::{BlockFeatures, DiskConfig};
-use self::layout::{Geometry, Layout, MAX_SLOTS, SLOT_BYTES, STATUS, TABLE};
+use self::layout::{Geometry, Layout, MAX_SLOTS, RANGE, RANGE_BYTES, SLOT_BYTES, STATUS, TABLE};
 use super::mmio::{InitError, InterruptCauses, RingFeatures, Transport};
 use super::queue::{
     DESC_BYTES, DESC_F_INDIRECT, DESC_F_WRITE, SplitQueue, attributes, write_descriptor,
@@ -33,6 +33,11 @@ const T_IN: u32 = 0;
 const T_OUT: u32 = 1;
 const T_FLUSH: u32 = 4;
 const T_GET_ID: u32 = 8;
+const T_DISCARD: u32 = 11;
+const T_WRITE_ZEROES: u32 = 13;
+
+/// Flag of a range to be zeroed: its space may be given up (virtio 5.2.6).
+const RANGE_UNMAP: u32 = 1;
 
 /// Status bytes (virtio 5.2.6).
 const S_OK: u8 = 0;
@@ -137,7 +142,7 @@ impl<'m, R: Registers + Send> VirtioBlk<'m, R> {
         let indirect = features & RingFeatures::INDIRECT_DESC.bits() != 0;
         let geometry = Geometry::new(max, indirect, config.segments).map_err(fail)?;
         let queue = new_queue(&layout, geometry, features, false).map_err(fail)?;
-        let info = BlockInfo {
+        let mut info = BlockInfo {
             block_size: config.block_size,
             read_only: block_features.contains(BlockFeatures::RO),
             flush: block_features.contains(BlockFeatures::FLUSH),
@@ -146,6 +151,8 @@ impl<'m, R: Registers + Send> VirtioBlk<'m, R> {
             depth: geometry.slots,
             ..BlockInfo::new(config.sectors)
         };
+        DiskConfig::read_limits(&transport, block_features, &mut info);
+        config::turn_cache_on(&transport, block_features);
         let mut disk = Self {
             queue,
             layout,
@@ -185,7 +192,7 @@ impl<'m, R: Registers + Send> VirtioBlk<'m, R> {
     fn identify(&mut self, delay: &mut impl DelayNs) -> Result<(), InitError> {
         let buffer = self.layout.identity;
         let never = Ticks(u64::MAX);
-        self.start(Tag(0), T_GET_ID, 0, DESC_F_WRITE, &[buffer], never)
+        self.start_rarely(Tag(0), T_GET_ID, DESC_F_WRITE, buffer, never)
             .map_err(|_| InitError::NoAnswer)?;
         self.kick();
         for _ in 0..ANSWER_STEPS {
@@ -222,6 +229,19 @@ impl<'m, R: Registers + Send> VirtioBlk<'m, R> {
     #[inline]
     pub fn acknowledge_used_buffer(&self) {
         self.transport.acknowledge_used_buffer();
+    }
+
+    /// Looks at the disk's capacity again, as is due when the device says that its configuration has
+    /// changed ([`InterruptCauses::CONFIGURATION`]). Whether it is another; the device in front of this
+    /// driver is then to be told.
+    pub fn update_capacity(&mut self) -> bool {
+        match config::capacity(&self.transport) {
+            Ok(sectors) if sectors != self.info.sectors => {
+                self.info.sectors = sectors;
+                true
+            }
+            _ => false,
+        }
     }
 
     /// Times the device was reset because it misbehaved.
@@ -268,6 +288,43 @@ impl<'m, R: Registers + Send> VirtioBlk<'m, R> {
         self.unpublished |= bit;
         self.queue.offer(index << self.geometry.stride);
         Ok(())
+    }
+
+    /// As [`Self::start`], where it is rare: with one piece of data, and no sector.
+    #[inline(never)]
+    fn start_rarely(
+        &mut self,
+        tag: Tag,
+        kind: u32,
+        direction: u16,
+        data: SharedSlice<'m>,
+        deadline: Ticks,
+    ) -> Result<(), SubmitError> {
+        self.start(tag, kind, 0, direction, &[data], deadline)
+    }
+
+    /// Takes a discard, or write zeroes, of `sectors` sectors from `sector` on. The range is data,
+    /// which lies in the slot's own memory.
+    #[cold]
+    #[inline(never)]
+    fn submit_range(
+        &mut self,
+        tag: Tag,
+        kind: u32,
+        (sector, sectors, flags): (u64, u32, u32),
+        deadline: Ticks,
+    ) -> Result<(), SubmitError> {
+        // The slot that the request will have.
+        let index = self.free.trailing_zeros() as u16;
+        if index >= self.geometry.slots {
+            return Err(SubmitError::Busy);
+        }
+        let slot = self.layout.slot(index).ok_or(SubmitError::Failed)?;
+        let range = slot.subslice(RANGE, RANGE_BYTES).ok_or(SubmitError::Failed)?;
+        range.store_u64(0, sector).ok_or(SubmitError::Failed)?;
+        let rest = u64::from(flags) << 32 | u64::from(sectors);
+        range.store_u64(8, rest).ok_or(SubmitError::Failed)?;
+        self.start_rarely(tag, kind, 0, range, deadline)
     }
 
     /// Fills envelope and chain of slot `index`. `None` if the segments need too many
@@ -446,6 +503,7 @@ impl<'m, R: Registers + Send> VirtioBlk<'m, R> {
         if self.transport.negotiate(self.features)? != self.features {
             return Err(InitError::FeaturesRefused);
         }
+        config::turn_cache_on(&self.transport, BlockFeatures::from_bits_truncate(self.features));
         if self.transport.queue_num_max(QUEUE)? < u32::from(self.geometry.ring) {
             return Err(InitError::QueueTooSmall);
         }
@@ -481,17 +539,29 @@ impl<'m, R: Registers + Send> BlockBackend<'m> for VirtioBlk<'m, R> {
             State::Resetting { .. } => return Err(SubmitError::Busy),
             State::Failed => return Err(SubmitError::Failed),
         }
+        let deadline = now.after(self.timeout);
         let (kind, direction, segments) = match request.op {
             BlockOp::Read => (T_IN, DESC_F_WRITE, request.segments),
-            BlockOp::Discard { .. } | BlockOp::WriteZeroes { .. } => {
-                return Err(SubmitError::Unsupported);
-            }
             BlockOp::Write if self.info.read_only => return Err(SubmitError::Unsupported),
             BlockOp::Write => (T_OUT, 0, request.segments),
             BlockOp::Flush if !self.info.flush => return self.end_at_once(request.tag),
             BlockOp::Flush => (T_FLUSH, 0, [].as_slice()),
+            BlockOp::Discard { sectors } => {
+                if self.info.discard.is_none() || self.info.read_only {
+                    return Err(SubmitError::Unsupported);
+                }
+                let range = (request.sector, sectors, 0);
+                return self.submit_range(request.tag, T_DISCARD, range, deadline);
+            }
+            BlockOp::WriteZeroes { sectors, unmap } => {
+                if self.info.write_zeroes.is_none() || self.info.read_only {
+                    return Err(SubmitError::Unsupported);
+                }
+                let flags = if unmap { RANGE_UNMAP } else { 0 };
+                let range = (request.sector, sectors, flags);
+                return self.submit_range(request.tag, T_WRITE_ZEROES, range, deadline);
+            }
         };
-        let deadline = now.after(self.timeout);
         self.start(request.tag, kind, request.sector, direction, segments, deadline)
     }
 

@@ -81,6 +81,19 @@ impl Registers for Model<'_, '_> {
         self.transport().read(offset as u16, Width::Word) as u32
     }
 
+    fn read8(&self, offset: usize) -> u8 {
+        self.transport().read(offset as u16, Width::Byte) as u8
+    }
+
+    fn read16(&self, offset: usize) -> u16 {
+        self.transport().read(offset as u16, Width::Half) as u16
+    }
+
+    fn write8(&self, offset: usize, value: u8) {
+        let outcome = self.transport().write(offset as u16, Width::Byte, value.into(), self.now());
+        assert_eq!(outcome, WriteOutcome::Done);
+    }
+
     fn write32(&self, offset: usize, value: u32) {
         let (offset, value) = (offset as u16, u64::from(value));
         for _ in 0..10 {

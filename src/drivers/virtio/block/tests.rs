@@ -1,11 +1,12 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::backend::block::{ID_SIZE, SECTOR_SIZE};
+use crate::backend::block::{DiscardLimits, ID_SIZE, SECTOR_SIZE, Topology, WriteZeroesLimits};
 use crate::drivers::testing::{CountedDelay, FakeRam, dump, fill};
 use crate::drivers::virtio::fake::{
-    F_BLK_SIZE, F_EVENT_IDX, F_FLUSH, F_INDIRECT, F_RO, F_SEG_MAX, F_SIZE_MAX, F_VERSION_1,
-    FakeDisk, IDENTITY, SECTORS, USUAL, contents,
+    F_BLK_SIZE, F_CONFIG_WCE, F_DISCARD, F_EVENT_IDX, F_FLUSH, F_INDIRECT, F_RO, F_SEG_MAX,
+    F_SIZE_MAX, F_TOPOLOGY, F_VERSION_1, F_WRITE_ZEROES, FakeDisk, IDENTITY, SECTORS, USUAL,
+    contents,
 };
 
 type Disk<'m, 'd> = VirtioBlk<'m, &'d FakeDisk<'m>>;
@@ -62,8 +63,10 @@ fn a_disk_is_described_by_its_configuration() {
 fn fields_without_their_feature_are_not_believed() {
     let ram = ram();
     let device = FakeDisk::new(&ram, F_VERSION_1);
-    device.set().config = [64, 1, 0xdead, 0xdead, 0, 0xdead];
+    device.set().config = [0xdead; 15];
+    device.set().config[..2].copy_from_slice(&[64, 1]);
     let info = open(&ram, &device).unwrap().info();
+    assert_eq!((info.topology, info.discard, info.write_zeroes), (Topology::FLAT, None, None));
     assert_eq!((info.sectors, info.block_size), (1 << 32 | 64, 512));
     assert_eq!((info.max_segments, info.flush, info.read_only), (1, false, false));
 }
@@ -651,6 +654,197 @@ fn an_id_between_two_heads_of_a_direct_ring_is_refused() {
     assert_eq!(disk.resets(), 1);
 }
 
+/// Both requests for ranges, on either kind of ring.
+const RANGES: u64 = USUAL | F_DISCARD | F_WRITE_ZEROES;
+
+#[test]
+fn limits_of_discards_and_zeroes_are_read_and_judged() {
+    let ram = ram();
+    let device = FakeDisk::new(&ram, RANGES | F_TOPOLOGY);
+    let info = open(&ram, &device).unwrap().info();
+    let topology = Topology {
+        physical_block_exponent: 3,
+        alignment_offset: 2,
+        min_io_blocks: 4,
+        opt_io_blocks: 64,
+    };
+    assert_eq!(info.topology, topology);
+    assert_eq!(info.discard, Some(DiscardLimits { max_sectors: 96, alignment: 8 }));
+    assert_eq!(info.write_zeroes, Some(WriteZeroesLimits { max_sectors: 48, may_unmap: true }));
+
+    // Whole blocks, no more than end in time, and nothing where there is nothing to be had.
+    for (at, value, discards, zeroes) in [
+        (5, 8192, Some(96), Some(48)),
+        (5, 32768, Some(64), None),
+        (9, 0, None, Some(48)),
+        (10, 0, None, Some(48)),
+        (12, u32::MAX, Some(96), Some(1 << 17)),
+        (13, 0, Some(96), None),
+    ] {
+        let ram = self::ram();
+        let device = FakeDisk::new(&ram, RANGES);
+        device.set().config[at] = value;
+        let info = open(&ram, &device).unwrap().info();
+        let most =
+            (info.discard.map(|it| it.max_sectors), info.write_zeroes.map(|it| it.max_sectors));
+        assert_eq!(most, (discards, zeroes), "{at} {value}");
+    }
+    let ram = self::ram();
+    let device = FakeDisk::new(&ram, RANGES | F_TOPOLOGY);
+    device.set().config[6] = 0xff;
+    device.set().config[11] = 0;
+    device.set().config[14] = 0;
+    let info = open(&ram, &device).unwrap().info();
+    assert_eq!(info.topology, Topology::FLAT);
+    assert_eq!(info.discard.map(|it| it.alignment), Some(1));
+    assert_eq!(info.write_zeroes.map(|it| it.may_unmap), Some(false));
+}
+
+#[test]
+fn ranges_reach_the_device_whatever_the_ring() {
+    for features in [RANGES, RANGES & !F_INDIRECT, RANGES & !F_EVENT_IDX] {
+        let ram = ram();
+        let device = FakeDisk::new(&ram, features);
+        let mut disk = open(&ram, &device).unwrap();
+        for (op, kind, sent) in [
+            (BlockOp::Discard { sectors: 3 }, 11, (20, 3, 0)),
+            (BlockOp::WriteZeroes { sectors: 4, unmap: false }, 13, (20, 4, 0)),
+            (BlockOp::WriteZeroes { sectors: 5, unmap: true }, 13, (20, 5, 1)),
+        ] {
+            disk.submit(request(5, op, 20, &[]), NOW).unwrap();
+            disk.kick();
+            assert_eq!(disk.poll(NOW), Some((Tag(5), OK)));
+            assert_eq!(device.get().log.last(), Some(&(kind, 0, 1)));
+            assert_eq!(device.get().ranges.last(), Some(&sent));
+        }
+        // And a read of as many segments as can be uses the same memory for its descriptors.
+        let memory = ram.allocate(16 * 1024);
+        let segments: Vec<_> = (0..16).map(|n| memory.subslice(n * 1024, 512).unwrap()).collect();
+        disk.submit(request(6, BlockOp::Read, 18, &segments), NOW).unwrap();
+        disk.kick();
+        assert_eq!(disk.poll(NOW), Some((Tag(6), OK)));
+        for (sector, segment) in (18..).zip(&segments) {
+            let zeroed = (20..25).contains(&sector);
+            let expected = if zeroed { vec![0; 512] } else { contents(sector, 1) };
+            assert_eq!(dump(*segment), expected, "{sector}");
+        }
+    }
+}
+
+#[test]
+fn a_device_that_cannot_is_not_asked() {
+    let discard = BlockOp::Discard { sectors: 1 };
+    let zeroes = BlockOp::WriteZeroes { sectors: 1, unmap: false };
+    for (features, ops) in [
+        (USUAL, &[discard, zeroes][..]),
+        (USUAL | F_DISCARD, &[zeroes]),
+        (USUAL | F_WRITE_ZEROES, &[discard]),
+        (RANGES | F_RO, &[discard, zeroes]),
+    ] {
+        let ram = ram();
+        let device = FakeDisk::new(&ram, features);
+        let mut disk = open(&ram, &device).unwrap();
+        for op in ops {
+            let answer = disk.submit(request(1, *op, 0, &[]), NOW);
+            assert_eq!(answer, Err(SubmitError::Unsupported));
+        }
+        assert_eq!(disk.in_flight(), 0);
+    }
+}
+
+#[test]
+fn an_error_of_a_range_is_its_own_and_a_silent_device_is_reset_and_goes_on() {
+    let ram = ram();
+    let device = FakeDisk::new(&ram, RANGES);
+    let mut disk = open(&ram, &device).unwrap();
+    let op = BlockOp::WriteZeroes { sectors: 4, unmap: true };
+    for (byte, expected) in [(1, IO_ERROR), (2, BlockStatus::Unsupported), (77, IO_ERROR)] {
+        device.set().status_byte = Some(byte);
+        disk.submit(request(1, op, 0, &[]), NOW).unwrap();
+        disk.kick();
+        assert_eq!(disk.poll(NOW), Some((Tag(1), expected)));
+        device.set().status_byte = None;
+        read(&mut disk, 2, ram.allocate(512));
+        disk.kick();
+        assert_eq!(disk.poll(NOW), Some((Tag(2), OK)));
+    }
+    assert_eq!(disk.resets(), 0);
+
+    device.set().dead = true;
+    disk.submit(request(1, op, 0, &[]), NOW).unwrap();
+    disk.submit(request(2, BlockOp::Discard { sectors: 8 }, 8, &[]), NOW).unwrap();
+    disk.kick();
+    assert_eq!(disk.poll(NOW), None);
+    let late = NOW.after(TIMEOUT);
+    let mut ended = [disk.poll(late), disk.poll(late)];
+    ended.sort_by_key(|end| end.map(|(tag, _)| tag.0));
+    assert_eq!(ended, [Some((Tag(1), IO_ERROR)), Some((Tag(2), IO_ERROR))]);
+    assert_eq!((disk.resets(), disk.in_flight()), (1, 0));
+    device.set().dead = false;
+    disk.submit(request(3, op, 40, &[]), late).unwrap();
+    disk.kick();
+    assert_eq!(disk.poll(late), Some((Tag(3), OK)));
+    assert_eq!(device.get().ranges, [(40, 4, 1)]);
+}
+
+#[test]
+fn all_slots_may_be_ranges_and_one_more_is_busy() {
+    for (features, depth) in [(RANGES, 64), (RANGES & !F_INDIRECT, 8)] {
+        let ram = ram();
+        let device = FakeDisk::new(&ram, features);
+        let mut disk = open(&ram, &device).unwrap();
+        device.set().prompt = false;
+        let zeroes = |tag: u16| request(tag, BlockOp::Discard { sectors: 1 }, tag.into(), &[]);
+        for tag in 0..depth {
+            disk.submit(zeroes(tag), NOW).unwrap();
+        }
+        assert_eq!(disk.submit(zeroes(depth), NOW), Err(SubmitError::Busy));
+        disk.kick();
+        device.complete_all();
+        for tag in 0..depth {
+            assert_eq!(disk.poll(NOW), Some((Tag(tag), OK)));
+        }
+        let expected: Vec<_> = (0..u64::from(depth)).map(|sector| (sector, 1, 0)).collect();
+        assert_eq!(device.get().ranges, expected);
+    }
+}
+
+#[test]
+fn the_cache_is_turned_on_where_it_can_be_chosen_also_after_a_reset() {
+    for (features, writeback) in
+        [(USUAL | F_CONFIG_WCE, 1), (USUAL, 0), ((USUAL | F_CONFIG_WCE) & !F_FLUSH, 0)]
+    {
+        let ram = ram();
+        let device = FakeDisk::new(&ram, features);
+        let mut disk = open(&ram, &device).unwrap();
+        assert_eq!(device.get().config[8], 0x0004_0000 | writeback);
+        device.set().config[8] = 0x0004_0000;
+        device.set().dead = true;
+        read(&mut disk, 1, ram.allocate(512));
+        disk.kick();
+        assert_eq!(disk.poll(NOW.after(TIMEOUT)), Some((Tag(1), IO_ERROR)));
+        assert_eq!(device.get().config[8], 0x0004_0000 | writeback);
+    }
+}
+
+#[test]
+fn a_capacity_that_changes_is_found_when_it_is_looked_for() {
+    let ram = ram();
+    let device = FakeDisk::new(&ram, USUAL);
+    let mut disk = open(&ram, &device).unwrap();
+    assert!(!disk.update_capacity());
+    device.set().config[1] = 1;
+    assert_eq!(disk.info().sectors, SECTORS);
+    assert!(disk.update_capacity());
+    assert_eq!(disk.info().sectors, 1 << 32 | SECTORS);
+    assert!(!disk.update_capacity());
+    // One that cannot be read is the one that was.
+    device.set().restless_config = true;
+    device.set().config[1] = 2;
+    assert!(!disk.update_capacity());
+    assert_eq!(disk.info().sectors, 1 << 32 | SECTORS);
+}
+
 /// Something done to a disk.
 #[derive(Clone, Debug)]
 enum Step {
@@ -673,7 +867,7 @@ enum Step {
 
 fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
-        12 => (0u8..3, 0..SECTORS - 8, 1u64..8)
+        12 => (0u8..5, 0..SECTORS - 8, 1u64..8)
             .prop_map(|(op, sector, sectors)| Step::Submit { op, sector, sectors }),
         6 => Just(Step::Kick),
         10 => any::<usize>().prop_map(Step::Complete),
@@ -698,7 +892,7 @@ proptest! {
         ring in prop::sample::select(vec![4u32, 16, 256]),
     ) {
         let ram = ram();
-        let mut offered = USUAL;
+        let mut offered = RANGES;
         if !indirect { offered &= !F_INDIRECT; }
         if !event_index { offered &= !F_EVENT_IDX; }
         let device = FakeDisk::new(&ram, offered);
@@ -720,12 +914,20 @@ proptest! {
                     let (op, segments) = match op {
                         0 => (BlockOp::Read, vec![buffer]),
                         1 => (BlockOp::Write, vec![buffer]),
+                        // Where nobody reads.
+                        3 => (BlockOp::Discard { sectors: 1 }, vec![]),
+                        4 => (BlockOp::WriteZeroes { sectors: 1, unmap: true }, vec![]),
                         _ => (BlockOp::Flush, vec![]),
                     };
                     if op == BlockOp::Write {
                         // Writes do not change the disk, so that reads can be checked.
                         fill(buffer, &contents(sector, sectors));
                     }
+                    let sector = if op.modifies() && op != BlockOp::Write {
+                        SECTORS - 1
+                    } else {
+                        sector
+                    };
                     let busy = disk.in_flight() == usize::from(disk.info().depth);
                     match disk.submit(request(tag as u16, op, sector, &segments), now) {
                         Ok(()) => {
