@@ -12,7 +12,7 @@ use core::sync::atomic::{Ordering, fence};
 /// The contract drivers are written against, as strong as Linux's `readl` and `writel`:
 /// - [`write32`](Self::write32) is ordered after every earlier memory write by this core, so that
 ///   a device told to look finds what was written (`dmb oshst` before the store);
-/// - [`read32`](Self::read32) is ordered before every later memory read by this core, so that
+/// - [`read32`](Self::read32) (and each shorter read) is ordered before every later memory read by this core, so that
 ///   what a register announces is there to be read (`dmb oshld` after the load);
 /// - register accesses of one core to one device happen in program order (Device memory,
 ///   nGnRE).

@@ -255,6 +255,14 @@ impl<R: Registers> Transport<R> {
     /// # Errors
     /// [`InitError::NoVersion1`], [`InitError::FeaturesRefused`].
     pub fn negotiate(&self, wanted: u64) -> Result<u64, InitError> {
+        self.negotiate_with(&|_| wanted)
+    }
+
+    /// As [`Self::negotiate`]; what is wanted depends on what is offered.
+    ///
+    /// # Errors
+    /// [`InitError::NoVersion1`], [`InitError::FeaturesRefused`].
+    pub fn negotiate_with(&self, wanted: &dyn Fn(u64) -> u64) -> Result<u64, InitError> {
         let mut status = DeviceStatus::ACKNOWLEDGE;
         self.set_status(status);
         status |= DeviceStatus::DRIVER;
@@ -268,7 +276,7 @@ impl<R: Registers> Transport<R> {
         if offered & RingFeatures::VERSION_1.bits() == 0 {
             return Err(InitError::NoVersion1);
         }
-        let features = offered & (wanted | RingFeatures::VERSION_1.bits());
+        let features = offered & (wanted(offered) | RingFeatures::VERSION_1.bits());
         self.registers.write32(offset::DRIVER_FEATURES_SEL, 0);
         self.registers.write32(offset::DRIVER_FEATURES, features as u32);
         self.registers.write32(offset::DRIVER_FEATURES_SEL, 1);
@@ -352,21 +360,30 @@ impl<R: Registers> Transport<R> {
         self.registers.write8(offset::CONFIG + field, value);
     }
 
+    /// What `read` finds in configuration space, all of one generation (virtio 2.5.1).
+    ///
+    /// # Errors
+    /// [`InitError::BadConfiguration`]: it changes faster than it can be read.
+    pub fn config<T>(&self, read: impl Fn(&Self) -> T) -> Result<T, InitError> {
+        for _ in 0..CONFIG_ATTEMPTS {
+            let before = self.registers.read32(offset::CONFIG_GENERATION);
+            let value = read(self);
+            if self.registers.read32(offset::CONFIG_GENERATION) == before {
+                return Ok(value);
+            }
+        }
+        Err(InitError::BadConfiguration)
+    }
+
     /// The 64-bit configuration field at `field` bytes, its halves of one generation
     /// (virtio 2.5.1).
     ///
     /// # Errors
     /// [`InitError::BadConfiguration`]: it changes faster than it can be read.
     pub fn config64(&self, field: usize) -> Result<u64, InitError> {
-        for _ in 0..CONFIG_ATTEMPTS {
-            let before = self.registers.read32(offset::CONFIG_GENERATION);
-            let low = self.config32(field);
-            let high = self.config32(field + 4);
-            if self.registers.read32(offset::CONFIG_GENERATION) == before {
-                return Ok(u64::from(high) << 32 | u64::from(low));
-            }
-        }
-        Err(InitError::BadConfiguration)
+        self.config(|device| {
+            u64::from(device.config32(field + 4)) << 32 | u64::from(device.config32(field))
+        })
     }
 
     /// Reads why the device interrupts and takes the interrupt back. Two register accesses.

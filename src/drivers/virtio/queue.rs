@@ -205,6 +205,27 @@ impl<'m> SplitQueue<'m> {
     /// [`RingViolation`]: the device claims more than is outstanding.
     #[inline]
     pub fn take_used(&mut self, order: &impl Registers) -> Result<Option<u32>, RingViolation> {
+        Ok(self.next_used(order)?.map(|element| self.used.load_u32(element).unwrap_or(u32::MAX)))
+    }
+
+    /// As [`Self::take_used`], with how many bytes the device says to have written: an allegation
+    /// too.
+    ///
+    /// # Errors
+    /// [`RingViolation`].
+    #[inline]
+    pub fn take_used_with_length(
+        &mut self,
+        order: &impl Registers,
+    ) -> Result<Option<(u32, u32)>, RingViolation> {
+        let element = self.next_used(order)?;
+        let load = |place| self.used.load_u32(place).unwrap_or(u32::MAX);
+        Ok(element.map(|element| (load(element), load(element + 4))))
+    }
+
+    /// Where in the used ring the next element is; it is taken.
+    #[inline(always)]
+    fn next_used(&mut self, order: &impl Registers) -> Result<Option<usize>, RingViolation> {
         if self.last_used == self.seen_used {
             if self.interrupts {
                 // The wish for an interrupt before the look that finds nothing.
@@ -223,12 +244,11 @@ impl<'m> SplitQueue<'m> {
             order.order_dma_reads();
         }
         let entry = usize::from(self.last_used & (self.size - 1));
-        let id = self.used.load_u32(ENTRIES + entry * USED_ENTRY).unwrap_or(u32::MAX);
         self.last_used = self.last_used.wrapping_add(1);
         if self.event_index {
             self.rearm();
         }
-        Ok(Some(id))
+        Ok(Some(ENTRIES + entry * USED_ENTRY))
     }
 
     /// Keeps used_event ahead of the device (interrupts on), or out of its way (off).
