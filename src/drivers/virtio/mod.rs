@@ -7,7 +7,9 @@ pub mod block;
 #[cfg(test)]
 mod fake;
 pub mod mmio;
+pub mod net;
 pub mod queue;
 
 pub use block::VirtioBlk;
 pub use mmio::{DeviceKind, InitError, InterruptCauses, ProbeError, probe};
+pub use net::VirtioNet;
