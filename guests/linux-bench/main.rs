@@ -1,8 +1,12 @@
-//! Measures a block device from inside Linux: a static program of raw system calls.
+//! Measures disks and networks from inside Linux: a static program of raw system calls.
 //!
 //! `read4k DEVICE [N]`, `write4k DEVICE [N]`: 4 KiB at places a fixed generator chooses, one at a
-//! time, past the page cache. `seq1m DEVICE [N]`: 1 MiB after another. `boot`: when the shell came.
-//! `write4k` destroys what the device holds.
+//! time, past the page cache; `read4k32`, `write4k32`: 32 at a time. `seq1m DEVICE [N]`: 1 MiB after
+//! another. `boot`: when the shell came. `udp HOST PORT [N]` has datagrams of 64 bytes sent back by
+//! `udp-serve PORT` elsewhere, `tcp HOST PORT [MIB]` sends a stream to `tcp-serve PORT`.
+//!
+//! `fill DEVICE SEED [MIB]` writes a whole disk in random pieces, `check DEVICE SEED [MIB]` reads it
+//! in others and compares. Writing destroys what the device holds.
 //!
 //! Prints `bench NAME VALUE` lines, NAME being the median and NAME_mean the mean. A value is in
 //! nanoseconds of the virtual counter, which under QEMU's `-icount shift=0` are instructions executed
@@ -16,7 +20,16 @@
 #[cfg(not(all(target_arch = "aarch64", target_os = "none")))]
 compile_error!("linux-bench is built for aarch64-unknown-none-softfloat only");
 
+macro_rules! say {
+    ($($text:tt)*) => {{
+        // There is nobody to tell that nothing can be told.
+        let _ = core::fmt::Write::write_fmt(&mut $crate::Output, format_args!("{}\n", format_args!($($text)*)));
+    }};
+}
+
 mod linux;
+mod net;
+mod verify;
 
 use core::cell::UnsafeCell;
 use core::ffi::CStr;
@@ -30,15 +43,18 @@ const USUAL: usize = 2_000;
 
 const PAGE: usize = 4096;
 const MIB: usize = 1 << 20;
+/// Requests at a time where there are many.
+const DEEP: usize = 32;
 
 /// Too large for the stack; aligned as direct I/O wants it.
 #[repr(align(4096))]
 struct Memory {
-    buffer: [u8; MIB],
+    buffer: [u8; verify::MEMORY],
     ticks: [u32; MOST],
 }
 
-static MEMORY: Once = Once(UnsafeCell::new(Memory { buffer: [0; MIB], ticks: [0; MOST] }));
+static MEMORY: Once =
+    Once(UnsafeCell::new(Memory { buffer: [0; verify::MEMORY], ticks: [0; MOST] }));
 
 /// [`Memory`], for the one thread there is, once.
 struct Once(UnsafeCell<Memory>);
@@ -59,13 +75,6 @@ impl Write for Output {
     }
 }
 
-macro_rules! say {
-    ($($text:tt)*) => {{
-        // There is nobody to tell that nothing can be told.
-        let _ = writeln!(Output, $($text)*);
-    }};
-}
-
 /// How requests follow one another.
 #[derive(Clone, Copy)]
 struct Job {
@@ -73,12 +82,23 @@ struct Job {
     writes: bool,
     sequential: bool,
     size: usize,
+    /// So many at a time.
+    depth: usize,
 }
 
-const JOBS: [(&CStr, Job); 3] = [
-    (c"read4k", Job { name: "blk_read_4k", writes: false, sequential: false, size: PAGE }),
-    (c"write4k", Job { name: "blk_write_4k", writes: true, sequential: false, size: PAGE }),
-    (c"seq1m", Job { name: "blk_seq_1m", writes: false, sequential: true, size: MIB }),
+impl Job {
+    const fn new(name: &'static str, writes: bool, depth: usize) -> Self {
+        Self { name, writes, sequential: false, size: PAGE, depth }
+    }
+}
+
+const JOBS: [(&CStr, Job); 6] = [
+    (c"read4k", Job::new("blk_read_4k", false, 1)),
+    (c"write4k", Job::new("blk_write_4k", true, 1)),
+    (c"read4k32", Job::new("blk_read_4k_32", false, DEEP)),
+    (c"write4k32", Job::new("blk_write_4k_32", true, DEEP)),
+    (c"seq1m", Job { size: MIB, sequential: true, ..Job::new("blk_seq_1m", false, 1) }),
+    (c"seq1mw", Job { size: MIB, sequential: true, ..Job::new("blk_seq_1m_write", true, 1) }),
 ];
 
 /// The program; its result is the exit status.
@@ -89,8 +109,21 @@ fn run(mut arguments: impl Iterator<Item = &'static CStr>) -> i32 {
         say!("bench boot_ticks {ticks}");
         return 0;
     }
+    if let Some(result) = other(command, &mut arguments) {
+        return match result {
+            Ok(()) => 0,
+            Err(error) => {
+                say!("linux-bench: {}: error {}", command.to_str().unwrap_or("?"), -error);
+                1
+            }
+        };
+    }
     let Some((_, job)) = JOBS.iter().find(|(name, _)| *name == command) else {
-        say!("usage: linux-bench boot | {{read4k|write4k|seq1m}} DEVICE [N]");
+        say!(
+            "usage: linux-bench boot | {{read4k|write4k|read4k32|write4k32|seq1m|seq1mw}} DEVICE [N]"
+        );
+        say!("       linux-bench {{fill|check}} DEVICE SEED [MIB] | {{udp|tcp}} HOST PORT [N]");
+        say!("       linux-bench {{udp-serve|tcp-serve}} PORT");
         return 2;
     };
     let Some(device) = arguments.next() else {
@@ -106,13 +139,55 @@ fn run(mut arguments: impl Iterator<Item = &'static CStr>) -> i32 {
         say!("linux-bench: the virtual counter does not count instructions; use --icount");
         return 1;
     }
-    match measure(*job, device, count) {
+    let measured = match job.depth {
+        1 => measure(*job, device, count),
+        _ => measure_deep(*job, device, count),
+    };
+    match measured {
         Ok(()) => 0,
         Err(error) => {
             say!("linux-bench: {}: error {}", job.name, -error);
             1
         }
     }
+}
+
+/// What is not a measurement of a disk; `None` if `command` is none of these.
+fn other(
+    command: &CStr,
+    arguments: &mut impl Iterator<Item = &'static CStr>,
+) -> Option<Result<(), isize>> {
+    const INVALID: isize = -22;
+    let names = [c"fill", c"check", c"udp-serve", c"tcp-serve", c"udp", c"tcp"];
+    if !names.contains(&command) {
+        return None;
+    }
+    let words: [Option<&CStr>; 3] = core::array::from_fn(|_| arguments.next());
+    // SAFETY: one of the users of the memory runs, once.
+    let memory = unsafe { &mut (*MEMORY.0.get()).buffer };
+    let count = |usual| words[2].map_or(Some(usual), number);
+    let here = || net::address(c"0.0.0.0", words[0]?);
+    let there = || net::address(words[0]?, words[1]?);
+    let disk =
+        || Some((words[0]?, number(words[1]?)? as u64, (count(1 << 40 >> 20)? as u64) << 20));
+    let mut verify = |pass| {
+        disk().map_or(Err(INVALID), |(device, seed, limit)| {
+            verify::run(device, seed, limit, pass, memory)
+        })
+    };
+    Some(match command.to_bytes() {
+        b"fill" => verify(verify::Pass::Write),
+        b"check" => verify(verify::Pass::Read),
+        b"udp-serve" => here().map_or(Err(INVALID), |port| net::serve_udp(&port)),
+        b"tcp-serve" => here().map_or(Err(INVALID), |port| net::serve_tcp(&port, memory)),
+        b"udp" => {
+            there().zip(count(USUAL)).map_or(Err(INVALID), |(to, n)| net::measure_udp(&to, n))
+        }
+        b"tcp" => {
+            there().zip(count(64)).map_or(Err(INVALID), |(to, n)| net::measure_tcp(&to, n, memory))
+        }
+        _ => return None,
+    })
 }
 
 /// Whether a loop of a million instructions takes a million nanoseconds, but for an interrupt or two.
@@ -128,6 +203,67 @@ fn per_tick() -> u64 {
     (1_000_000_000 / linux::frequency()).max(1)
 }
 
+/// A generator of numbers, always the same ones (Knuth's MMIX constants).
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 =
+            self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        self.0 >> 16
+    }
+
+    fn below(&mut self, end: u64) -> u64 {
+        self.next() % end
+    }
+}
+
+/// Keeps so many requests in flight, and measures how fast they go.
+fn measure_deep(job: Job, device: &CStr, count: usize) -> Result<(), isize> {
+    let file = linux::open_direct(device, job.writes)?;
+    let places = linux::size(file)? / job.size as u64;
+    if places == 0 {
+        return Err(-22);
+    }
+    // SAFETY: `measure_deep` runs once, and `measure` then does not.
+    let buffer = unsafe { &mut (*MEMORY.0.get()).buffer };
+    let ring = linux::Ring::new(job.depth)?;
+    let mut random = Random(1);
+    let mut request = |slot: usize| {
+        let memory = buffer[slot * job.size..].as_mut_ptr();
+        let at = random.below(places) * job.size as u64;
+        linux::Request::new(slot as u64, job.writes, file, memory, job.size, at)
+    };
+    let mut requests: [linux::Request; DEEP] = core::array::from_fn(&mut request);
+    let mut events = [linux::Event::default(); DEEP];
+    ring.submit(&mut requests)?;
+    let (mut submitted, mut done, mut from, total) = (DEEP, 0, 0, WARM_UP + count);
+    let mut begun = 0;
+    while done < total {
+        let answered = ring.wait(&mut events)?;
+        if events[..answered].iter().any(|event| event.result != job.size as i64) {
+            return Err(-5);
+        }
+        done += answered;
+        if from == 0 && done >= WARM_UP {
+            (from, begun) = (linux::counter(), done);
+        }
+        let mut again = 0;
+        for event in &events[..answered] {
+            if submitted < total {
+                requests[again] = request(event.name as usize);
+                again += 1;
+                submitted += 1;
+            }
+        }
+        ring.submit(&mut requests[..again])?;
+    }
+    let taken = linux::counter() - from;
+    say!("bench {}_requests {total}", job.name);
+    say!("bench {} {}", job.name, taken * per_tick() / (done - begun) as u64);
+    Ok(())
+}
+
 fn measure(job: Job, device: &CStr, count: usize) -> Result<(), isize> {
     let file = linux::open_direct(device, job.writes)?;
     let requests = linux::size(file)? / job.size as u64;
@@ -138,18 +274,14 @@ fn measure(job: Job, device: &CStr, count: usize) -> Result<(), isize> {
     let memory = unsafe { &mut *MEMORY.0.get() };
     let buffer = &mut memory.buffer[..job.size];
     let ticks = &mut memory.ticks[..count];
-    // Knuth's MMIX constants.
-    let mut random = 1u64;
+    let mut random = Random(1);
     let mut next = 0;
     let mut total = 0;
     for turn in 0..WARM_UP + count {
         if job.sequential {
             next = (next + 1) % requests;
         } else {
-            random = random
-                .wrapping_mul(6_364_136_223_846_793_005)
-                .wrapping_add(1_442_695_040_888_963_407);
-            next = (random >> 16) % requests;
+            next = random.below(requests);
         }
         let at = next * job.size as u64;
         let from = linux::counter();
