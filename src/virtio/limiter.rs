@@ -4,12 +4,13 @@
 //! leaves the request in its ring, and asks to be polled then
 //! ([`NextPoll::At`](super::NextPoll::At)).
 //!
-//! Two buckets of credit, for bytes and for requests. A request starts if neither is empty, and what
+//! Two buckets of credit, for bytes and for requests. A request starts if there is one in each, and what
 //! it costs is then taken, even if that is more than there is: the next one waits for the debt to be
 //! paid. So the rate holds over any size of requests, also beyond the burst. And who has waited earns
 //! for the whole time, although a timer that was late would have let the bucket overflow: so it
 //! holds for any size of the burst as well.
 
+use super::Direction;
 use crate::backend::clock::{Frequency, Ticks};
 
 /// One limit, in bytes or requests.
@@ -79,7 +80,10 @@ impl Bucket {
 
     /// When there will be credit, if there is none.
     fn wait(&self) -> Option<Ticks> {
-        let missing = u64::try_from(1i64.saturating_sub(self.credit)).ok().filter(|n| *n != 0)?;
+        let missing = u64::try_from(self.cost(1).saturating_sub(self.credit)).ok()?;
+        if missing == 0 {
+            return None;
+        }
         let span = missing.div_ceil(u64::from(self.rate.per_second.max(1)));
         Some(self.earned.after(Ticks(span)))
     }
@@ -149,6 +153,80 @@ impl Limiter {
     pub fn reset(&mut self) {
         for bucket in [&mut self.bytes, &mut self.requests].into_iter().flatten() {
             bucket.is_waited_for = false;
+        }
+    }
+}
+
+/// The limiters of a device, and until when it has left requests in its rings because of them.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Throttle {
+    /// To the guest, and from it.
+    limiters: [Limiter; 2],
+    parked: Option<Ticks>,
+}
+
+impl Throttle {
+    /// Without limits.
+    pub const UNLIMITED: Self = Self { limiters: [Limiter::UNLIMITED; 2], parked: None };
+
+    fn limiter(&mut self, direction: Direction) -> &mut Limiter {
+        let [inwards, outwards] = &mut self.limiters;
+        match direction {
+            Direction::In => inwards,
+            Direction::Out => outwards,
+        }
+    }
+
+    /// Whether a request in this direction may start now. If not, it is to be left in its ring until
+    /// [`Self::parked`].
+    #[inline]
+    pub fn admit(&mut self, direction: Direction, now: Ticks) -> bool {
+        match self.limiter(direction).admit(now) {
+            Ok(()) => true,
+            Err(until) => {
+                self.parked = Some(self.parked.map_or(until, |parked| parked.min(until)));
+                false
+            }
+        }
+    }
+
+    /// A request of so many bytes starts.
+    #[inline]
+    pub fn charge(&mut self, direction: Direction, bytes: u32) {
+        self.limiter(direction).charge(bytes);
+    }
+
+    /// When the first of those that are left in rings may start; `None` if none is.
+    #[inline]
+    pub fn parked(&self) -> Option<Ticks> {
+        self.parked
+    }
+
+    /// All that is left in rings is tried again.
+    #[inline]
+    pub fn unpark(&mut self) {
+        self.parked = None;
+    }
+
+    /// The device is reset: nobody waits any more. Limits, credit and debt stay.
+    pub fn reset(&mut self) {
+        *self = Self { parked: None, ..*self };
+        for limiter in &mut self.limiters {
+            limiter.reset();
+        }
+    }
+
+    /// Sets the limits of a direction.
+    pub fn set(&mut self, to: Direction, limits: Limits, frequency: Frequency, now: Ticks) {
+        self.limiter(to).set(limits, frequency, now);
+    }
+
+    /// The limits of a direction.
+    pub fn limits(&self, direction: Direction) -> Limits {
+        let [inwards, outwards] = &self.limiters;
+        match direction {
+            Direction::In => inwards.limits(),
+            Direction::Out => outwards.limits(),
         }
     }
 }

@@ -19,15 +19,17 @@ mod request;
 mod wire;
 
 use crate::backend::block::{
-    BlockBackend, BlockInfo, BlockOp, BlockRequest, BlockStatus, SubmitError, Tag,
+    BlockBackend, BlockInfo, BlockOp, BlockRequest, BlockStatus, SECTOR_SIZE, SubmitError, Tag,
 };
-use crate::backend::clock::Ticks;
+use crate::backend::clock::{Clock, Frequency, Ticks};
 use crate::memory::SharedSlice;
 use crate::virtio::device::{ActiveQueue, Context, DeviceType, Progress};
+use crate::virtio::histogram::Histogram;
+use crate::virtio::limiter::{Limits, Throttle};
 use crate::virtio::queue::{Chain, ChainBuffer, Head, QueueError};
 use crate::virtio::state::{StateError, StateReader, StateWriter};
 use crate::virtio::transport::MAX_QUEUES;
-use crate::virtio::{Features, VirtioDevice};
+use crate::virtio::{Adjustment, Direction, Features, NextPoll, NotAdjusted, VirtioDevice};
 use request::{Request, used_length};
 use wire::Status;
 pub use wire::{
@@ -79,6 +81,7 @@ struct Counters {
     bytes_written: u64,
     latency: u64,
     latency_max: u64,
+    latencies: Histogram,
 }
 
 /// What became of a chain.
@@ -87,7 +90,7 @@ enum Outcome {
     Submitted,
     /// It is answered: give it back with this used length.
     Answered(u32),
-    /// The back end has no room; nothing was done.
+    /// The back end has no room, or a limit is reached; nothing was done.
     Busy,
     /// There is no way to answer it.
     Broken(QueueError),
@@ -101,6 +104,9 @@ struct Requests<'d, 'm> {
     max_segments: u16,
     /// No writes, whatever the disk can do.
     read_only: bool,
+    /// No more sectors than these, whatever the disk has.
+    max_sectors: u64,
+    throttle: Throttle,
     /// By tag.
     slots: [Option<InFlight<'m>>; IN_FLIGHT as usize],
     /// A bit for each slot that is free.
@@ -136,6 +142,8 @@ impl<'d, 'm> Block<'d, 'm> {
             info,
             max_segments: u16::MAX,
             read_only: false,
+            max_sectors: u64::MAX,
+            throttle: Throttle::UNLIMITED,
             slots: [const { None }; IN_FLIGHT as usize],
             free: u64::MAX,
             in_flight: 0,
@@ -165,6 +173,18 @@ impl<'d, 'm> Block<'d, 'm> {
     pub fn forbid_writes(&mut self) {
         self.requests.read_only = true;
         self.requests.info.read_only = true;
+    }
+
+    /// Shows the driver no more than the first `sectors` of the disk, until an operator has it grow.
+    pub fn limit_capacity(&mut self, sectors: u64) {
+        let requests = &mut self.requests;
+        requests.max_sectors = sectors;
+        requests.info.sectors = requests.info.sectors.min(sectors);
+    }
+
+    /// Holds the device to `limits` in a direction.
+    pub fn limit_rate(&mut self, to: Direction, limits: Limits, clock: &impl Clock) {
+        self.requests.throttle.set(to, limits, clock.frequency(), clock.now());
     }
 
     /// Starts what is available in queue `index`, until it is empty or the back end full.
@@ -237,6 +257,8 @@ impl<'m> Requests<'_, 'm> {
             Outcome::Answered(used_length(filled, room))
         };
         let mut written = 0;
+        // What a limit is for: data, and what takes the place of writing it.
+        let mut limited = None;
         let (op, sector, segments) =
             match Request::parse(&mut readable, room, &self.info, self.accepted) {
                 Request::Refused(result) => return answer(result, 0),
@@ -247,13 +269,25 @@ impl<'m> Requests<'_, 'm> {
                     return answer(result, filled);
                 }
                 Request::Flush => (BlockOp::Flush, 0, &[][..]),
-                Request::Range { op, sector } => (op, sector, &[][..]),
-                Request::Read { sector } => (BlockOp::Read, sector, writable.into_segments()),
+                Request::Range { op, sector } => {
+                    limited = Some(Direction::Out);
+                    (op, sector, &[][..])
+                }
+                Request::Read { sector } => {
+                    limited = Some(Direction::In);
+                    (BlockOp::Read, sector, writable.into_segments())
+                }
                 Request::Write { sector } => {
+                    limited = Some(Direction::Out);
                     written = readable.remaining();
                     (BlockOp::Write, sector, readable.into_segments())
                 }
             };
+        if let Some(direction) = limited
+            && !self.throttle.admit(direction, now)
+        {
+            return Outcome::Busy;
+        }
         let request = BlockRequest { tag: Tag(tag), op, sector, segments };
         match self.backend.submit(request, now) {
             Ok(()) => (),
@@ -264,6 +298,9 @@ impl<'m> Requests<'_, 'm> {
         let durable_later =
             self.write_through && matches!(op, BlockOp::Write | BlockOp::WriteZeroes { .. });
         let filled = if op == BlockOp::Read { room } else { 0 };
+        if let Some(direction) = limited {
+            self.throttle.charge(direction, (filled + written) as u32);
+        }
         self.counters.bytes_read += filled as u64;
         self.counters.bytes_written += written as u64;
         *slot = Some(InFlight {
@@ -305,6 +342,7 @@ impl<'m> Requests<'_, 'm> {
         counters.errors += u64::from(result != Status::Ok);
         counters.latency = counters.latency.wrapping_add(latency);
         counters.latency_max = counters.latency_max.max(latency);
+        counters.latencies.record(latency);
         // In bounds: the slice is the one byte.
         let _ = request.status.store_u8(0, result as u8);
         Some((request.queue.into(), request.head, used))
@@ -366,7 +404,8 @@ impl<'m> Requests<'_, 'm> {
         }
         // Nobody else's answer can come.
         if left == self.in_flight - self.written {
-            for _ in 0..left {
+            let rest = left;
+            for _ in 0..rest {
                 let Some((tag, _)) = self.backend.poll(now) else {
                     return Progress::Pending;
                 };
@@ -434,7 +473,7 @@ impl<'m> VirtioDevice<'m> for Block<'_, 'm> {
 
     fn backend_changed(&mut self, context: &mut Context<'_, 'm>) {
         let requests = &mut self.requests;
-        let sectors = requests.backend.info().sectors;
+        let sectors = requests.backend.info().sectors.min(requests.max_sectors);
         if sectors != requests.info.sectors {
             requests.info.sectors = sectors;
             context.config_changed();
@@ -474,8 +513,55 @@ impl<'m> VirtioDevice<'m> for Block<'_, 'm> {
         if self.requests.written != 0 {
             self.requests.retry_flushes(context, now);
         }
+        self.requests.throttle.unpark();
         self.serve_leftovers(context, now);
         self.requests.kick();
+    }
+
+    fn next_poll(&self) -> NextPoll {
+        match (self.requests.in_flight, self.requests.throttle.parked()) {
+            (0, None) => NextPoll::Idle,
+            (0, Some(time)) => NextPoll::At(time),
+            _ => NextPoll::Soon,
+        }
+    }
+
+    fn adjust(
+        &mut self,
+        change: Adjustment,
+        frequency: Frequency,
+        context: &mut Context<'_, 'm>,
+    ) -> Result<(), NotAdjusted> {
+        match change {
+            Adjustment::Limit(direction, limits) => {
+                self.requests.throttle.set(direction, limits, frequency, context.now());
+                // What waited for the old limit goes by the new one.
+                self.poll(context);
+            }
+            Adjustment::Capacity(sectors) => {
+                let unit = u64::from(self.requests.info.block_size) / SECTOR_SIZE;
+                let there = self.requests.backend.info().sectors;
+                // A guest may be using what it has been told of: a disk grows, and does not shrink.
+                if sectors > there
+                    || sectors < self.requests.info.sectors
+                    || sectors % unit.max(1) != 0
+                {
+                    return Err(NotAdjusted::OutOfRange);
+                }
+                self.requests.max_sectors = sectors;
+                self.backend_changed(context);
+            }
+            Adjustment::Link(_) => return Err(NotAdjusted::Unsupported),
+        }
+        Ok(())
+    }
+
+    fn latencies(&self) -> Option<&Histogram> {
+        Some(&self.requests.counters.latencies)
+    }
+
+    fn limits(&self, direction: Direction) -> Limits {
+        self.requests.throttle.limits(direction)
     }
 
     fn in_flight(&self) -> usize {
@@ -514,8 +600,10 @@ impl<'m> VirtioDevice<'m> for Block<'_, 'm> {
         requests.written = 0;
         requests.accepted = Features::empty();
         requests.write_through = false;
+        requests.throttle.reset();
         requests.info = requests.backend.info();
         requests.info.read_only |= requests.read_only;
+        requests.info.sectors = requests.info.sectors.min(requests.max_sectors);
         Progress::Done
     }
 

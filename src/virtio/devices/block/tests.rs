@@ -4,6 +4,7 @@ mod batch;
 mod modes;
 mod queues;
 mod ranges;
+mod throttle;
 
 use std::sync::RwLockWriteGuard;
 
