@@ -382,6 +382,7 @@ fn plug(
     options: &VirtioOptions,
 ) -> Option<usize> {
     block.limit_segments(options.max_segments());
+    block.set_queues(options.queues(vm.vcpus.count()));
     vm.plug(options.apply(MmioTransport::new(block, vm.memory.clone())))
 }
 

@@ -8,10 +8,12 @@ use crate::virtio::{Features, MmioTransport};
 /// - `split`, `packed`: without (the default), or with VIRTIO_F_RING_PACKED;
 /// - `noindirect`: without VIRTIO_F_INDIRECT_DESC;
 /// - `noevent`: without VIRTIO_F_EVENT_IDX;
-/// - `size=N`: queues of at most N entries. A driver of split rings needs a power of two.
+/// - `size=N`: queues of at most N entries. A driver of split rings needs a power of two;
+/// - `queues=N`: N queues for a device that can have several, instead of one for each vCPU.
 pub struct VirtioOptions {
     features: Features,
     max_queue_size: u16,
+    queues: Option<u16>,
 }
 
 impl VirtioOptions {
@@ -22,7 +24,7 @@ impl VirtioOptions {
     pub fn parse(bootargs: &str) -> Result<Self, &str> {
         // Linux takes the packed ring wherever it is offered, and its driver side of it is the dearer.
         let features = Features::COMMON - Features::RING_PACKED;
-        let mut options = Self { features, max_queue_size: u16::MAX };
+        let mut options = Self { features, max_queue_size: u16::MAX, queues: None };
         for word in bootargs.split(' ') {
             let Some(list) = word.strip_prefix("sparkler.virtio=") else { continue };
             for word in list.split(',') {
@@ -39,8 +41,13 @@ impl VirtioOptions {
             "noindirect" => self.features -= Features::INDIRECT_DESC,
             "noevent" => self.features -= Features::EVENT_IDX,
             _ => {
-                let size = word.strip_prefix("size=").and_then(|size| size.parse().ok());
-                self.max_queue_size = size.filter(|size| *size != 0).ok_or(word)?;
+                let (name, number) = word.split_once('=').ok_or(word)?;
+                let number = number.parse().ok().filter(|number| *number != 0).ok_or(word)?;
+                match name {
+                    "size" => self.max_queue_size = number,
+                    "queues" => self.queues = Some(number),
+                    _ => return Err(word),
+                }
             }
         }
         Ok(())
@@ -53,6 +60,11 @@ impl VirtioOptions {
             return u16::MAX;
         }
         self.max_queue_size.saturating_sub(2)
+    }
+
+    /// The queues for a device that can have several, in a machine with `vcpus` vCPUs.
+    pub fn queues(&self, vcpus: usize) -> usize {
+        self.queues.map_or(vcpus, usize::from)
     }
 
     /// `transport`, offering no more.
@@ -138,6 +150,9 @@ mod tests {
             ("sparkler.virtio=size=-1", "size=-1"),
             ("sparkler.virtio=size=65536", "size=65536"),
             ("sparkler.virtio=size=", "size="),
+            ("sparkler.virtio=queues=0", "queues=0"),
+            ("sparkler.virtio=queues", "queues"),
+            ("sparkler.virtio=sizes=4", "sizes=4"),
             ("sparkler.virtio=split sparkler.virtio=junk", "junk"),
         ] {
             assert_eq!(VirtioOptions::parse(bootargs).err(), Some(word), "{bootargs}");
@@ -151,6 +166,14 @@ mod tests {
         assert_eq!(segments("sparkler.virtio=size=4"), Ok(u16::MAX));
         assert_eq!(segments("sparkler.virtio=noindirect,size=128"), Ok(126));
         assert_eq!(segments("sparkler.virtio=size=2,noindirect"), Ok(0));
+    }
+
+    #[test]
+    fn a_vcpu_has_a_queue_of_its_own_unless_said_otherwise() {
+        let queues = |bootargs, vcpus| VirtioOptions::parse(bootargs).map(|it| it.queues(vcpus));
+        assert_eq!(queues("", 3), Ok(3));
+        assert_eq!(queues("sparkler.virtio=queues=1", 3), Ok(1));
+        assert_eq!(queues("sparkler.virtio=queues=1,packed,queues=8", 3), Ok(8));
     }
 
     #[test]

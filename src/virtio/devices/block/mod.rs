@@ -404,10 +404,9 @@ impl<'m> Requests<'_, 'm> {
         }
         // Nobody else's answer can come.
         if left == self.in_flight - self.written {
-            let rest = left;
-            for _ in 0..rest {
+            for _ in 0..IN_FLIGHT {
                 let Some((tag, _)) = self.backend.poll(now) else {
-                    return Progress::Pending;
+                    break;
                 };
                 left -= u16::from(self.drop_answered(tag));
             }
