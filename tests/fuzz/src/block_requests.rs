@@ -1,9 +1,9 @@
 //! Requests of a driver that keeps to the rules, cut up in every way, against a model of the disk.
 
-use sparkler::virtio::MmioTransport;
 use sparkler::virtio::devices::block::Block;
+use sparkler::virtio::{MmioTransport, Width};
 
-use crate::disk::{Disk, IDENTITY, Kind, Watch};
+use crate::disk::{Disk, IDENTITY, Kind, MOODY_RANGE, Watch};
 use crate::guest::{AREAS, BUFFERS, Bus, Guest, PACKED, RINGS, SECTOR, SECTORS, memories};
 use crate::honest;
 use crate::input::Input;
@@ -14,6 +14,13 @@ const INDIRECT: u16 = 4;
 const AVAIL: u16 = 1 << 7;
 const USED: u16 = 1 << 15;
 const EVENT_IDX: u64 = 1 << 29;
+const CONFIG_WCE: u64 = 1 << 11;
+
+/// Requests for ranges; their features are two bits above.
+const DISCARD: u32 = 11;
+const WRITE_ZEROES: u32 = 13;
+/// `writeback`.
+const WRITEBACK: u16 = 0x120;
 
 const OK: u8 = 0;
 const IO_ERROR: u8 = 1;
@@ -58,6 +65,9 @@ pub fn block_requests(data: &[u8]) {
             14 => {
                 // Not asked for, and allowed all the same.
                 bus.set(0x50, 0);
+                // As is to turn the cache off or on.
+                let value = (u64::from(driver.available) + driver.put) & 1;
+                let _ = bus.store(WRITEBACK, Width::Byte, value);
                 driver.heard(&mut bus);
             }
             _ => match input.below(4) {
@@ -79,6 +89,7 @@ pub fn block_requests(data: &[u8]) {
 struct Model {
     sectors: Vec<u8>,
     kind: Kind,
+    agreed: u64,
     /// Writes whose fate a reset has hidden: what is in their sectors is not known.
     unknown: [bool; SECTORS],
 }
@@ -95,7 +106,29 @@ struct Answer {
 impl Model {
     fn new(kind: Kind) -> Self {
         let sectors = (0..SECTORS).flat_map(|sector| [0xC0 | sector as u8; SECTOR]).collect();
-        Self { sectors, kind, unknown: [false; SECTORS] }
+        Self { sectors, kind, agreed: 0, unknown: [false; SECTORS] }
+    }
+
+    /// The answer to a discard or to write zeroes, and the sectors it is about.
+    fn range(&self, request_type: u32, data: &[u8]) -> (u8, std::ops::Range<usize>) {
+        let feature = if request_type == DISCARD { 13 } else { 14 };
+        if self.agreed >> feature & 1 == 0 {
+            return (UNSUPPORTED, 0..0);
+        }
+        let Some((segment, more)) = data.split_at_checked(16) else {
+            return (IO_ERROR, 0..0);
+        };
+        let sector = u64::from_le_bytes(segment[..8].try_into().unwrap());
+        let count = u32::from_le_bytes(segment[8..12].try_into().unwrap());
+        let flags = u32::from_le_bytes(segment[12..].try_into().unwrap());
+        if flags > u32::from(request_type == WRITE_ZEROES) || !more.is_empty() {
+            return (UNSUPPORTED, 0..0);
+        }
+        let end = sector.saturating_add(count.into());
+        if end > SECTORS as u64 || self.kind == Kind::Moody && count > MOODY_RANGE {
+            return (IO_ERROR, 0..0);
+        }
+        (OK, sector as usize..end as usize)
     }
 
     /// Carries a request out: the readable bytes, and room for `writable` with the status.
@@ -136,6 +169,14 @@ impl Model {
                 _ => refused(IO_ERROR),
             },
             4 => refused(OK),
+            DISCARD | WRITE_ZEROES => {
+                let (status, range) = self.range(request_type, data);
+                for sector in range {
+                    self.unknown[sector] = false;
+                    self.sectors[sector * SECTOR..(sector + 1) * SECTOR].fill(0);
+                }
+                refused(status)
+            }
             8 if room < 20 => refused(IO_ERROR),
             8 => {
                 let id = if self.kind == Kind::Null { [0; 20] } else { IDENTITY };
@@ -204,7 +245,10 @@ impl<'a> Driver<'a> {
         guest.put(AREAS.driver, &[0; RINGS]);
         let wanted = 1 << 32 | 1 << 40 | (features & 3) << 28 | (features >> 2 & 1) << 9;
         let wanted = wanted | if packed { PACKED } else { 0 };
+        // DISCARD, WRITE_ZEROES, CONFIG_WCE.
+        let wanted = wanted | (!features >> 4 & 3) << 13 | (features >> 6 & 1) * CONFIG_WCE;
         let agreed = bus.bring_up(wanted, size);
+        let model = Model { agreed, ..model };
         Self {
             guest,
             watch,
@@ -504,10 +548,11 @@ impl<'a> Driver<'a> {
     fn forget(&mut self) {
         for pending in std::mem::take(&mut self.pending) {
             if let Some((header, data)) = pending.readable.split_at_checked(16)
-                && header[0] == 1
+                && [1, DISCARD as u8, WRITE_ZEROES as u8].contains(&header[0])
             {
                 let sector = u64::from_le_bytes(header[8..].try_into().unwrap());
-                let end = sector.saturating_add(data.len().div_ceil(SECTOR) as u64);
+                let sectors = if header[0] == 1 { data.len().div_ceil(SECTOR) } else { SECTORS };
+                let end = sector.saturating_add(sectors as u64);
                 for sector in sector.min(SECTORS as u64)..end.min(SECTORS as u64) {
                     self.model.unknown[sector as usize] = true;
                 }
@@ -533,7 +578,11 @@ fn contents(input: &mut Input<'_>) -> (Vec<u8>, usize) {
         3 | 4 => 1,
         5 => 4,
         6 => 8,
-        _ => input.u32(),
+        _ => match input.u32() {
+            any if any & 7 < 3 => DISCARD,
+            any if any & 7 < 6 => WRITE_ZEROES,
+            any => any,
+        },
     };
     let sector = match input.u8() {
         small @ 0..0xF0 => u64::from(small % 20),
@@ -554,6 +603,12 @@ fn contents(input: &mut Input<'_>) -> (Vec<u8>, usize) {
     let mut writable = 1;
     if request_type == 1 {
         readable.extend(fill(len));
+    } else if [DISCARD, WRITE_ZEROES].contains(&request_type) {
+        // The header's sector is the range's too, though it means nothing there.
+        let flags = if stamp < 0xC0 { u32::from(stamp & 1) } else { 1 << (stamp & 31) };
+        readable.extend(sector.to_le_bytes());
+        readable.extend(u32::from(shape & 15).to_le_bytes());
+        readable.extend(flags.to_le_bytes());
     } else {
         writable += len;
     }

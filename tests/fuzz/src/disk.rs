@@ -5,7 +5,8 @@ use std::collections::VecDeque;
 use std::sync::{Arc, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use sparkler::backend::block::{
-    BlockBackend, BlockInfo, BlockOp, BlockRequest, BlockStatus, SubmitError, Tag,
+    BlockBackend, BlockInfo, BlockOp, BlockRequest, BlockStatus, DiscardLimits, SubmitError, Tag,
+    WriteZeroesLimits,
 };
 use sparkler::backend::clock::Ticks;
 use sparkler::backend::null::NullDisk;
@@ -16,6 +17,9 @@ use crate::guest::{Guest, SECTOR, SECTORS, is_ram};
 
 /// Identity of the disks that have one.
 pub(crate) const IDENTITY: [u8; 20] = *b"sparkler fuzz disk\0\0";
+
+/// Sectors that the moody disk discards or zeroes at most.
+pub(crate) const MOODY_RANGE: u32 = 4;
 
 /// Which disk.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -163,13 +167,26 @@ impl<'m> BlockBackend<'m> for Disk<'m> {
         let bytes: usize = request.segments.iter().map(|segment| segment.len()).sum();
         assert!(!self.watch.tags.borrow().contains(&tag), "tag {tag} twice");
         assert!(request.segments.iter().all(|it| !it.is_empty() && is_ram(it.pa(), it.len())));
-        if request.op == BlockOp::Flush {
-            assert!(request.segments.is_empty());
-        } else {
-            assert!(bytes > 0 && bytes.is_multiple_of(SECTOR), "{bytes} bytes");
-            assert!(request.sector + (bytes / SECTOR) as u64 <= info.sectors, "past the end");
-            assert!(!(info.read_only && request.op == BlockOp::Write));
-        }
+        let most = match request.op {
+            BlockOp::Read | BlockOp::Write => {
+                assert!(bytes > 0 && bytes.is_multiple_of(SECTOR), "{bytes} bytes");
+                u32::MAX
+            }
+            BlockOp::Flush => 0,
+            BlockOp::Discard { sectors } => {
+                assert!(sectors > 0);
+                info.discard.expect("not offered").max_sectors
+            }
+            BlockOp::WriteZeroes { sectors, .. } => {
+                assert!(sectors > 0);
+                info.write_zeroes.expect("not offered").max_sectors
+            }
+        };
+        let sectors = request.sectors();
+        assert!(sectors <= most.into(), "{sectors} sectors");
+        assert!(request.sector + sectors <= info.sectors, "past the end");
+        assert!(bytes == 0 || matches!(request.op, BlockOp::Read | BlockOp::Write));
+        assert!(!(info.read_only && request.op.modifies()));
         let result = self.inner.get().submit(request, now);
         if result.is_ok() {
             self.watch.tags.borrow_mut().push(tag);
@@ -219,6 +236,9 @@ struct Moody<'m> {
 impl<'m> Moody<'m> {
     fn transfer(&self, job: &Job<'m>) -> Option<()> {
         let mut at = job.sector as usize * SECTOR;
+        if let BlockOp::Discard { sectors } | BlockOp::WriteZeroes { sectors, .. } = job.op {
+            return self.disk.fill(at, sectors as usize * SECTOR, 0);
+        }
         for segment in &job.segments {
             let part = self.disk.subslice(at, segment.len())?;
             match job.op {
@@ -237,6 +257,8 @@ impl<'m> BlockBackend<'m> for Moody<'m> {
             flush: true,
             max_segments: 4,
             depth: 4,
+            discard: Some(DiscardLimits { max_sectors: MOODY_RANGE, alignment: 2 }),
+            write_zeroes: Some(WriteZeroesLimits { max_sectors: MOODY_RANGE, may_unmap: true }),
             id: IDENTITY,
             ..BlockInfo::new(SECTORS as u64)
         }
