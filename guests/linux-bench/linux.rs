@@ -6,6 +6,7 @@ use core::ffi::{CStr, c_char};
 const IO_SETUP: usize = 0;
 const IO_SUBMIT: usize = 2;
 const IO_GETEVENTS: usize = 4;
+const FALLOCATE: usize = 47;
 const OPENAT: usize = 56;
 const LSEEK: usize = 62;
 const READ: usize = 63;
@@ -26,6 +27,9 @@ const O_WRONLY: usize = 1;
 const O_RDWR: usize = 2;
 const O_DIRECT: usize = 0x1_0000;
 const SEEK_END: usize = 2;
+const FALLOC_FL_KEEP_SIZE: usize = 1;
+const FALLOC_FL_PUNCH_HOLE: usize = 2;
+const FALLOC_FL_ZERO_RANGE: usize = 16;
 
 global_asm!(
     ".global _start",
@@ -249,6 +253,14 @@ pub(crate) fn send_to(socket: usize, bytes: &[u8], to: &Address) -> Result<(), i
     let to = &raw const *to as usize;
     let what = [socket, bytes.as_ptr() as usize, bytes.len(), 0, to, size_of::<Address>()];
     usable(call_with_six(SENDTO, what)).map(drop)
+}
+
+/// Has a device read as zeros from a byte offset on, by requests for that; it may give the space up if
+/// `unmap` says so.
+pub(crate) fn zero(file: usize, at: u64, bytes: u64, unmap: bool) -> Result<(), isize> {
+    let how = if unmap { FALLOC_FL_PUNCH_HOLE } else { FALLOC_FL_ZERO_RANGE };
+    let arguments = [file, how | FALLOC_FL_KEEP_SIZE, at as usize, bytes as usize];
+    usable(call(FALLOCATE, arguments)).map(|_| ())
 }
 
 fn usable(result: isize) -> Result<usize, isize> {

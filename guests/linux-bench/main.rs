@@ -8,6 +8,9 @@
 //! `fill DEVICE SEED [MIB]` writes a whole disk in random pieces, `check DEVICE SEED [MIB]` reads it
 //! in others and compares. Writing destroys what the device holds.
 //!
+//! `zero DEVICE AT BYTES`, `punch DEVICE AT BYTES`: that part of the device becomes zeros, by the
+//! kernel's requests for it (busybox has no program that asks so); `punch` allows to give the space up.
+//!
 //! Prints `bench NAME VALUE` lines, NAME being the median and NAME_mean the mean. A value is in
 //! nanoseconds of the virtual counter, which under QEMU's `-icount shift=0` are instructions executed
 //! by the whole machine, at every exception level; figures are refused where that does not hold.
@@ -109,6 +112,9 @@ fn run(mut arguments: impl Iterator<Item = &'static CStr>) -> i32 {
         say!("bench boot_ticks {ticks}");
         return 0;
     }
+    if command == c"zero" || command == c"punch" {
+        return zero(command == c"punch", arguments);
+    }
     if let Some(result) = other(command, &mut arguments) {
         return match result {
             Ok(()) => 0,
@@ -123,7 +129,7 @@ fn run(mut arguments: impl Iterator<Item = &'static CStr>) -> i32 {
             "usage: linux-bench boot | {{read4k|write4k|read4k32|write4k32|seq1m|seq1mw}} DEVICE [N]"
         );
         say!("       linux-bench {{fill|check}} DEVICE SEED [MIB] | {{udp|tcp}} HOST PORT [N]");
-        say!("       linux-bench {{udp-serve|tcp-serve}} PORT");
+        say!("       linux-bench {{udp-serve|tcp-serve}} PORT | {{zero|punch}} DEVICE AT BYTES");
         return 2;
     };
     let Some(device) = arguments.next() else {
@@ -188,6 +194,24 @@ fn other(
         }
         _ => return None,
     })
+}
+
+fn zero(unmap: bool, mut arguments: impl Iterator<Item = &'static CStr>) -> i32 {
+    let device = arguments.next();
+    let (at, bytes) = (arguments.next().and_then(number), arguments.next().and_then(number));
+    let (Some(device), Some(at), Some(bytes)) = (device, at, bytes) else {
+        say!("linux-bench: which device, from where, how much?");
+        return 2;
+    };
+    let done = linux::open_direct(device, true)
+        .and_then(|file| linux::zero(file, at as u64, bytes as u64, unmap));
+    match done {
+        Ok(()) => 0,
+        Err(error) => {
+            say!("linux-bench: error {}", -error);
+            1
+        }
+    }
 }
 
 /// Whether a loop of a million instructions takes a million nanoseconds, but for an interrupt or two.

@@ -28,6 +28,14 @@ build_image() {
 builtin_guest=$target/$triple/guest/$triple/release/builtin
 bench_guest=$target/$triple/guest/$triple/release/bench
 
+# What build_linux_bench makes: a program for Linux.
+linux_bench=$target/$triple/guest/$triple/release/linux-bench
+
+build_linux_bench() {
+    cd -- "$root"
+    cargo build --locked --release --bin linux-bench --features guest --target "$triple" --target-dir "$target/$triple/guest"
+}
+
 # build_guest builtin|bench: an arm64 Image of guests/NAME. The linker's arguments are in build.rs.
 build_guest() {
     cd -- "$root"

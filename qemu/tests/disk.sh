@@ -96,3 +96,98 @@ test_a_disk_that_stops_answering_fails_the_request_and_the_guest_lives() {
     expect_text "$dir/out" 'I/O error, dev vda'
     expect_text "$dir/out" 'the guest lives'
 }
+
+# patterned_disk FILE: 64 MiB without a zero byte in them.
+patterned_disk() { head -c 64M /dev/zero | tr '\0' '\245' >"$1"; }
+
+# expect_zeroed FILE FIRST LAST: in MiB; what lies between is zero, and nothing else of the pattern has changed.
+expect_zeroed() {
+    patterned_disk "$dir/expected"
+    dd if=/dev/zero of="$dir/expected" bs=1M seek="$2" count=$(($3 - $2)) conv=notrunc status=none
+    cmp "$1" "$dir/expected"
+}
+
+# raw_disk FILE DEVICE DRIVE: QEMU's arguments for a disk, with more properties for its device and its drive.
+raw_disk() {
+    disk_args=(-global virtio-mmio.force-legacy=false -device "virtio-blk-device,drive=disk0$2"
+        -drive "if=none,id=disk0,format=raw,file=$(qemu_value "$1")$3")
+}
+
+test_what_linux_discards_is_given_up_outside() {
+    local disk_args before after
+    patterned_disk "$dir/disk.raw"
+    before=$(stat -c %b "$dir/disk.raw")
+    raw_disk "$dir/disk.raw" '' ,discard=unmap
+    run_guest --disk none -c '
+        echo "discards $(cat /sys/block/vda/queue/discard_max_hw_bytes) at a time"
+        blkdiscard -o $((16 << 20)) -l $((32 << 20)) /dev/vda || exit 1
+        blockdev --flushbufs /dev/vda' -- "${disk_args[@]}" | tee "$dir/out"
+    expect_text "$dir/out" 'discards 2147483136 at a time'
+    expect_zeroed "$dir/disk.raw" 16 48
+    after=$(stat -c %b "$dir/disk.raw")
+    ((after * 512 <= before * 512 - (30 << 20))) || { echo "$before blocks were allocated, and $after still are" && return 1; }
+}
+
+test_what_linux_zeroes_is_zero_outside() {
+    local disk_args
+    build_linux_bench
+    patterned_disk "$dir/disk.raw"
+    raw_disk "$dir/disk.raw" '' ''
+    run_guest --disk none --file "$linux_bench" -c '
+        echo "zeroes $(cat /sys/block/vda/queue/write_zeroes_max_bytes) at a time"
+        /job/linux-bench zero /dev/vda $((8 << 20)) $((8 << 20)) || exit 1
+        /job/linux-bench punch /dev/vda $((16 << 20)) $((8 << 20)) || exit 1' -- "${disk_args[@]}" | tee "$dir/out"
+    expect_text "$dir/out" 'zeroes 67108864 at a time'
+    expect_zeroed "$dir/disk.raw" 8 24
+}
+
+test_linux_sees_how_the_disk_is_laid_out() {
+    local disk_args
+    make_blank "$dir/disk.raw" 64M
+    raw_disk "$dir/disk.raw" ,physical_block_size=4096,min_io_size=8192,opt_io_size=65536 ''
+    run_guest --disk none -c 'cd /sys/block/vda/queue
+        echo "layout $(cat logical_block_size physical_block_size minimum_io_size optimal_io_size | tr "\n" " ")"' \
+        -- "${disk_args[@]}" | tee "$dir/out"
+    expect_text "$dir/out" 'layout 512 4096 8192 65536'
+}
+
+test_linux_turns_the_disks_cache_off_and_on() {
+    run_guest --disk "$(ext4_disk)" -c '
+        cd /sys/block/vda
+        for mode in "write through" "write back" "write through"; do
+            echo "$mode" >cache_type || exit 1
+            echo "it is $(cat cache_type), $(cat queue/write_cache)"
+            dd if=/dev/urandom of=/mnt/file bs=4k count=256 oflag=direct 2>/dev/null || exit 1
+        done
+        sha256sum /mnt/file' | tee "$dir/out"
+    expect_text "$dir/out" 'it is write through, write through'
+    expect_text "$dir/out" 'it is write back, write back'
+    expect_clean "$(ext4_disk)"
+    disk_file "$(ext4_disk)" file "$dir/file"
+    expect_text "$dir/out" "$(sha256sum "$dir/file" | cut -d ' ' -f 1)"
+}
+
+# disk_with_queues CPUS OPTIONS QUEUES: Linux uses as many queues as that, from every CPU, and finds what it wrote.
+disk_with_queues() {
+    run_guest --cpus "$1" --timeout 300 --disk "$(ext4_disk)" --el2-append "sparkler.virtio=$2" -c '
+        echo "there are $(ls /sys/block/vda/mq | wc -l) queues"
+        for cpu in $(seq 0 $(($(nproc) - 1))); do
+            taskset $((1 << cpu)) dd if=/dev/urandom of=/mnt/$cpu bs=16k count=64 oflag=direct 2>/dev/null &
+        done
+        wait
+        sync
+        echo 3 >/proc/sys/vm/drop_caches
+        cd /mnt && sha256sum [0-9]' | tee "$dir/out"
+    expect_text "$dir/out" "there are $3 queues"
+    expect_clean "$(ext4_disk)"
+    local cpu
+    for cpu in $(seq 0 $(($1 - 1))); do
+        disk_file "$(ext4_disk)" "$cpu" "$dir/$cpu"
+        expect_equal "size" 1048576 "$(stat -c %s "$dir/$cpu")"
+        expect_text "$dir/out" "$(sha256sum "$dir/$cpu" | cut -d ' ' -f 1)"
+    done
+}
+
+test_every_cpu_of_linux_has_a_queue_of_the_disk() { disk_with_queues 4 split 4; }
+test_packed_rings_of_several_queues() { disk_with_queues 3 packed 3; }
+test_a_disk_has_as_many_queues_as_it_is_told() { disk_with_queues 3 queues=2 2; }
