@@ -5,22 +5,42 @@
 # Built once for all tests, unless the caller has one.
 system_image=${SPARKLER_IMAGE:-$target/$triple/release/sparkler.img}
 
+# The board's interrupt controller, for whatever a test boots.
+system_gic=3
+
 system_tests() { declare -F | sed -n 's/^declare -f test_//p'; }
 
+# Tests, and files of them, for which the interrupt controller does not matter: they run on a GICv3 alone.
+once=()
+
+# runs_once [NAME...]: so do these tests, or all those in the file that says so.
+runs_once() {
+    if (($#)); then once+=("$@"); else once+=("${BASH_SOURCE[1]}"); fi
+}
+
+# is_for_every_gic NAME
+is_for_every_gic() {
+    local file
+    file=$(shopt -s extdebug && declare -F "test_$1" | cut -d ' ' -f 3-)
+    [[ " ${once[*]} " != *" $1 "* && " ${once[*]} " != *" $file "* ]]
+}
+
 system_test() {
-    dir=$target/test/$1
+    local name=$1
+    if ((system_gic != 3)); then name+=" on a GICv$system_gic"; fi
+    dir=$target/test/$1.$system_gic
     rm -rf -- "$dir"
     mkdir -p -- "$dir"
-    single_test "$1" "test_$1"
+    single_test "$name" "test_$1"
     # Failures leave their files.
     if ((!failed)); then rm -rf -- "$dir"; fi
 }
 
-# qemu/run on the image built once for all tests.
+# qemu/run on the image built once for all tests, and on the board they are for.
 run_guest() {
     local more
     read -ra more <<<"${SPARKLER_RUN_ARGS-}"
-    SPARKLER_IMAGE=$system_image "$root/qemu/run" "${more[@]}" "$@"
+    SPARKLER_IMAGE=$system_image "$root/qemu/run" --gic "$system_gic" "${more[@]}" "$@"
 }
 
 # The test's own ext4 disk.

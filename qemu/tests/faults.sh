@@ -2,6 +2,8 @@
 # EL2's own faults: a dump of the registers that says what happened, and a reset of the board. Never silence, never a
 # second attempt.
 
+runs_once
+
 # expect_end KIND TEXT...: the EL2 program tests/el2_fault.rs, told to fault in this way, must show each TEXT and reset the
 # board; once, for QEMU then ends.
 expect_end() {

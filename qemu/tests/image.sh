@@ -1,6 +1,8 @@
 # shellcheck shell=bash
 # The EL2 image itself, as the linker left it.
 
+runs_once
+
 # panic_callers ELF: every function from which a panic can be reached by calls and branches. The search ends at functions
 # that work on device trees, the board's and ours: no guest has a say in those.
 panic_callers() {

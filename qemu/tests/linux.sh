@@ -27,6 +27,7 @@ test_a_guest_that_dies_early_gives_125() {
     expect_status 125 run_guest -c 'poweroff -f; sleep 1000'
 }
 
+runs_once a_guest_file_of_garbage_is_ended_with_124
 test_a_guest_file_of_garbage_is_ended_with_124() {
     head -c 100000 /dev/urandom >"$dir/garbage"
     expect_status 124 run_guest --guest "$dir/garbage" --timeout 5
@@ -65,7 +66,7 @@ wait_for_text() { # wait_for_text FILE TEXT
 test_a_shell_on_the_console_takes_input() {
     mkfifo "$dir/in"
     : >"$dir/out"
-    script -qec "SPARKLER_IMAGE=$(printf %q "$system_image") $(printf %q "$root/qemu/run") ${SPARKLER_RUN_ARGS-} --timeout 110 --disk none" \
+    script -qec "SPARKLER_IMAGE=$(printf %q "$system_image") $(printf %q "$root/qemu/run") --gic $system_gic ${SPARKLER_RUN_ARGS-} --timeout 110 --disk none" \
         /dev/null <"$dir/in" >"$dir/out" 2>&1 &
     local session=$!
     at_exit+=("kill $session 2>/dev/null || true")

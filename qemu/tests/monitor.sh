@@ -28,7 +28,7 @@ begin_session() {
     mkfifo "$dir/in"
     : >"$dir/out"
     local command
-    command=$(printf '%q ' env "SPARKLER_IMAGE=$system_image" "$root/qemu/run" --timeout 110 "$@")
+    command=$(printf '%q ' env "SPARKLER_IMAGE=$system_image" "$root/qemu/run" --gic "$system_gic" --timeout 110 "$@")
     script -qec "$command" /dev/null <"$dir/in" >"$dir/out" 2>&1 &
     session=$!
     at_exit+=("kill $session 2>/dev/null || true")

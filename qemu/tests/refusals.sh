@@ -1,6 +1,8 @@
 # shellcheck shell=bash
 # What EL2 refuses: it must name the problem on the console, and start no guest.
 
+runs_once
+
 # expect_refusal TEXT OPTIONS...: qemu/run with OPTIONS must show TEXT and neither Linux nor the builtin guest.
 expect_refusal() {
     local text=$1

@@ -1,12 +1,12 @@
 # shellcheck shell=bash
 # Several vCPUs, several guests: Linux on all of the board's cores, and guests that must not disturb each other.
 
-# On a board with four cores and the GIC of that version; the emulator is slow where it has fewer of its own.
-run_smp() { run_guest --gic "$1" --cpus 4 --timeout 300 --disk "$(ext4_disk)" "${@:2}"; }
+# On a board with four cores; the emulator is slow where it has fewer of its own.
+run_smp() { run_guest --cpus 4 --timeout 300 --disk "$(ext4_disk)" "$@"; }
 
 # Interrupts of the disk follow their affinity, and those of every CPU's timer come.
-linux_uses_four_cpus() { # linux_uses_four_cpus GIC
-    run_smp "$1" -c '
+test_linux_uses_four_cpus() {
+    run_smp -c '
         echo "there are $(nproc)"
         for round in 1 2 3 4 5; do
             for cpu in 1 2 3; do echo 0 >/sys/devices/system/cpu/cpu$cpu/online || exit 1; done
@@ -29,12 +29,9 @@ linux_uses_four_cpus() { # linux_uses_four_cpus GIC
     for number in 0 1 2 3; do expect_text "$dir/out" "the disk interrupts CPU $number"; done
 }
 
-test_linux_uses_four_cpus_of_a_gicv3() { linux_uses_four_cpus 3; }
-test_linux_uses_four_cpus_of_a_gicv2() { linux_uses_four_cpus 2; }
-
 # The disk counts the boots: the first ends by a reboot, the second by a panic.
-linux_comes_back() { # linux_comes_back GIC
-    run_smp "$1" --append panic=1 -c '
+test_all_cpus_come_back_after_a_reboot_and_a_panic() {
+    run_smp --append panic=1 -c '
         boots=$(($(cat /mnt/boots 2>/dev/null || echo 0) + 1))
         echo $boots >/mnt/boots
         sync
@@ -48,9 +45,6 @@ linux_comes_back() { # linux_comes_back GIC
     for boot in 1 2 3; do expect_text "$dir/out" "boot $boot has 4 CPUs"; done
     expect_text "$dir/out" 'Kernel panic'
 }
-
-test_all_cpus_come_back_after_a_reboot_and_a_panic_with_a_gicv3() { linux_comes_back 3; }
-test_all_cpus_come_back_after_a_reboot_and_a_panic_with_a_gicv2() { linux_comes_back 2; }
 
 test_a_watchdog_that_nobody_feeds_resets_linux() {
     # The driver says why the machine was reset last.
@@ -108,7 +102,7 @@ run_smp_vms_until() {
     local i
     : >"$dir/out"
     # shellcheck disable=SC2086 # several words
-    SPARKLER_IMAGE=$system_image "$root/qemu/run" ${SPARKLER_RUN_ARGS-} --vms "$dir/vms.dts" --timeout 300 -c "$3" >"$dir/out" 2>&1 &
+    SPARKLER_IMAGE=$system_image "$root/qemu/run" --gic "$system_gic" ${SPARKLER_RUN_ARGS-} --vms "$dir/vms.dts" --timeout 300 -c "$3" >"$dir/out" 2>&1 &
     local session=$!
     at_exit+=("kill $session 2>/dev/null || true")
     for ((i = 0; i < 3000; i++)); do

@@ -1,6 +1,8 @@
 # shellcheck shell=bash
 # qemu/run --vms: what the script makes of a configuration, before sparkler sees it.
 
+runs_once
+
 # vms_fragment TEXT: $dir/vms.dts with TEXT in /chosen.
 vms_fragment() { printf '/dts-v1/;\n/ { chosen { %s }; };\n' "$1" >"$dir/vms.dts"; }
 
