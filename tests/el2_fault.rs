@@ -209,7 +209,7 @@ mod on_target {
                 ),
             ])
         }
-        match el2_support::board(boot).bootargs {
+        match el2_support::argument(boot) {
             "" => el2_support::on_own_stack(probes),
             kind => fault(kind),
         }

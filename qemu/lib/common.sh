@@ -39,6 +39,21 @@ usage_error() {
     exit 2
 }
 
+# SPARKLER_QEMU is another QEMU than that of PATH: qemu-system-aarch64, or the folder it is in. Where it has modules of its
+# own beside it, as in a package that was unpacked and not installed, it takes those.
+use_qemu() {
+    local folder modules
+    SPARKLER_QEMU=$(realpath -- "$1")
+    folder=$SPARKLER_QEMU
+    [[ -d $folder ]] || folder=${folder%/*}
+    [[ -x $folder/qemu-system-aarch64 ]] || usage_error "SPARKLER_QEMU: there is no qemu-system-aarch64: $1"
+    export SPARKLER_QEMU PATH=$folder:$PATH
+    for modules in "$folder"/../lib/*/qemu; do
+        if [[ -d $modules ]]; then export QEMU_MODULE_DIR=$modules; fi
+    done
+}
+if [[ -n ${SPARKLER_QEMU-} ]]; then use_qemu "$SPARKLER_QEMU"; fi
+
 now_ms() { printf '%s' $((${EPOCHREALTIME/./} / 1000)); }
 
 # step NAME HINT COMMAND...: run COMMAND, show one line with the time it took. If it fails, show its

@@ -31,7 +31,8 @@ install_packages() {
     as_root "${install[@]}" || { as_root apt-get update && as_root "${install[@]}"; }
 }
 
-setup_tools() { # setup_tools [build] [trees]
+# setup_tools [build] [trees]; sets qemu_version, such as 7.2.
+setup_tools() {
     local packages version
     mapfile -t packages < <(missing_packages "$@")
     if ((${#packages[@]})); then
@@ -41,8 +42,9 @@ setup_tools() { # setup_tools [build] [trees]
             install_packages "${packages[@]}"
     fi
     version=$(qemu-system-aarch64 --version | sed -n '1s/.*version \([0-9]*\)\.\([0-9]*\).*/\1 \2/p')
+    qemu_version=${version/ /.}
     ((${version% *} * 100 + ${version#* } >= 702)) ||
-        die "QEMU ${version/ /.} is too old: 7.2 or newer is needed. Remove it, and this script installs Debian's"
+        die "QEMU $qemu_version is too old: 7.2 or newer is needed. Remove it, and this script installs Debian's"
 }
 
 # A list (or one string) of rust-toolchain.toml, as words.

@@ -6,12 +6,13 @@ pub mod ram;
 
 use core::arch::asm;
 use core::cell::UnsafeCell;
-use core::sync::atomic::{AtomicBool, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 use semihosting::{print, println, process};
 use sparkler::arch::boot::BootInfo;
 use sparkler::arch::{layout, mmu};
 use sparkler::fdt::{Board, HEADER_LEN, blob_size};
+use sparkler::memory::Pa;
 
 /// A test: `Err` says what was wrong. A panic fails the whole program.
 pub type Test = fn() -> Result<(), &'static str>;
@@ -47,6 +48,31 @@ pub fn board(boot: BootInfo) -> Board<'static> {
     };
     let size = blob_size(blob(HEADER_LEN), boot.fdt).expect("a device tree");
     Board::read(blob(size), boot.fdt).expect("a board")
+}
+
+/// The board's words, but for QEMU's version.
+pub fn argument(boot: BootInfo) -> &'static str {
+    board(boot).bootargs.split("qemu=").next().unwrap_or("").trim()
+}
+
+/// x0 at entry of programs with [`el2_tests!`].
+pub static FDT: AtomicU64 = AtomicU64::new(0);
+
+/// QEMU's version, such as 702 for 7.2.
+pub fn qemu_version() -> u32 {
+    static VERSION: AtomicU32 = AtomicU32::new(0);
+    let known = VERSION.load(Ordering::Relaxed);
+    if known != 0 {
+        return known;
+    }
+    let fdt = Pa::new(FDT.load(Ordering::Relaxed));
+    let words = board(BootInfo { fdt, image: fdt }).bootargs;
+    let version = words.split("qemu=").nth(1).expect("the runner says QEMU's version");
+    let mut numbers = version.split('.').map(|number| number.parse::<u32>().expect("a number"));
+    let (major, minor) = (numbers.next(), numbers.next());
+    let version = major.expect("a version") * 100 + minor.expect("a minor version");
+    VERSION.store(version, Ordering::Relaxed);
+    version
 }
 
 /// Runs `tests` and ends QEMU with the verdict.
@@ -90,7 +116,8 @@ fn panic(info: &core::panic::PanicInfo<'_>) -> ! {
 #[macro_export]
 macro_rules! el2_tests {
     ($($name:ident),* $(,)?) => {
-        fn main(_: sparkler::arch::boot::BootInfo) -> ! {
+        fn main(boot: sparkler::arch::boot::BootInfo) -> ! {
+            el2_support::FDT.store(boot.fdt.raw(), core::sync::atomic::Ordering::Relaxed);
             extern "C" fn tests() -> ! {
                 el2_support::run(&[$((stringify!($name), $name)),*])
             }
