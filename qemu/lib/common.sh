@@ -9,6 +9,8 @@ root=$(cd -- "${BASH_SOURCE[0]%/*}/../.." && pwd -P)
 # Honour the caller's target directory; cargo takes a relative one from the caller's directory too.
 target=$(realpath -m -- "${CARGO_TARGET_DIR:-$root/target}")
 triple=aarch64-unknown-none-softfloat
+# The guests' disks, unless the user names another: of one's own for who runs beside others.
+disks=$(realpath -m -- "${SPARKLER_DISKS:-$target/disk}")
 # Exit statuses of ours, apart from the guest's: the same numbers as timeout(1) uses.
 readonly EXIT_TIMEOUT=124 EXIT_FAILED=125
 export root target triple EXIT_TIMEOUT EXIT_FAILED

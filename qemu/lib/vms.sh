@@ -169,8 +169,8 @@ vms_disks() {
             name=$(vms_vm_name "${path%/*}")
             file=${vm_disks[$path]-}
             if [[ -z $file ]]; then
-                file=$target/disk/$name.img
-                if [[ $owned == *" $name "* ]]; then file=$target/disk/$name-$number.img; fi
+                file=$disks/$name.img
+                if [[ $owned == *" $name "* ]]; then file=$disks/$name-$number.img; fi
                 owned+="$name "
                 if [[ ${vm_kind[$name]} == builtin ]]; then
                     make_blank "$file" 16M
