@@ -12,9 +12,12 @@ mod el2_support;
 #[cfg(target_os = "none")]
 mod on_target {
     use super::el2_support::{self, check};
+    use core::ptr::NonNull;
+
     use aarch64_cpu::registers::{CurrentEL, HCR_EL2, Readable, SCTLR_EL2};
     use sparkler::arch::fault::{Probe, probe};
     use sparkler::arch::layout;
+    use sparkler::memory::{Pa, SharedSlice};
 
     static CONSTANT: u32 = 7;
     static mut VARIABLE: u32 = 7;
@@ -94,7 +97,36 @@ mod on_target {
         check(ends.is_sorted() && ends.iter().all(|end| end % 4096 == 0), "sections overlap")
     }
 
+    fn shared_memory_is_copied_right_at_every_phase_and_length() -> Result<(), &'static str> {
+        const LEN: usize = 256;
+        static mut FROM: [u64; LEN / 8] = [0; LEN / 8];
+        static mut TO: [u64; LEN / 8] = [0; LEN / 8];
+        let slice = |room: *mut [u64; LEN / 8]| {
+            let base = NonNull::new(room.cast::<u8>()).ok_or("null")?;
+            // SAFETY: a static that is used here only, and through these slices only.
+            Ok::<_, &'static str>(unsafe { SharedSlice::new(base, Pa::new(0), LEN) })
+        };
+        let (from, to) = (slice(&raw mut FROM)?, slice(&raw mut TO)?);
+        let numbers: [u8; LEN] = core::array::from_fn(|index| index as u8 & 0x7f);
+        from.write_bytes(0, &numbers).ok_or("outside")?;
+        for (source, target) in (0..17).flat_map(|a| (0..17).map(move |b| (a, b))) {
+            for len in 0..LEN - 17 {
+                to.fill(0, LEN, 0xff).ok_or("outside")?;
+                let part = from.subslice(source, len).ok_or("outside")?;
+                to.subslice(target, len).and_then(|to| to.copy_from(&part)).ok_or("refused")?;
+                let mut got = [0; LEN];
+                to.read_bytes(0, &mut got).ok_or("outside")?;
+                let (before, rest) = got.split_at(target);
+                let (copied, after) = rest.split_at(len);
+                check(copied == &numbers[source..source + len], "other bytes")?;
+                check(before.iter().chain(after).all(|byte| *byte == 0xff), "too many bytes")?;
+            }
+        }
+        Ok(())
+    }
+
     el2_tests!(
+        shared_memory_is_copied_right_at_every_phase_and_length,
         runs_at_el2_with_mmu_and_caches_on,
         text_is_executable_and_not_writable,
         constants_are_neither_writable_nor_executable,

@@ -63,19 +63,24 @@ fn a_fill_touches_its_range_only() {
 }
 
 #[test]
-fn a_copy_is_exact_whatever_the_phases() {
-    let (from, to) = (HostRam::new(LEN), HostRam::new(LEN));
-    let source = numbered(&from);
+fn a_copy_is_exact_whatever_the_phases_and_the_length() {
+    const ROOM: usize = 256;
+    let (from, to) = (HostRam::new(ROOM), HostRam::new(ROOM));
+    let source = from.slice(Pa::new(0)).subslice(0, ROOM).unwrap();
+    let numbers: Vec<u8> = (0..ROOM).map(|index| index as u8 & 0x7F).collect();
+    source.write_bytes(0, &numbers).unwrap();
+    let target = to.slice(Pa::new(0)).subslice(0, ROOM).unwrap();
+    let lengths: Vec<usize> = if cfg!(miri) { vec![0, 1, 29, 77] } else { (0..200).collect() };
     for source_offset in 0..9 {
         for offset in 0..9 {
-            let target = to.slice(Pa::new(0)).subslice(0, LEN).unwrap();
-            target.fill(0, LEN, 0xFF).unwrap();
-            let part = source.subslice(source_offset, 29).unwrap();
-            target.subslice(offset, 29).unwrap().copy_from(&part).unwrap();
-            for (index, byte) in bytes(&target).into_iter().enumerate() {
-                let copied = (offset..offset + 29).contains(&index);
-                let expected = source_offset.wrapping_add(index).wrapping_sub(offset) as u8;
-                assert_eq!(byte, if copied { expected } else { 0xFF });
+            for &len in &lengths {
+                target.fill(0, ROOM, 0xFF).unwrap();
+                let part = source.subslice(source_offset, len).unwrap();
+                target.subslice(offset, len).unwrap().copy_from(&part).unwrap();
+                let mut expected = vec![0xFF; ROOM];
+                expected[offset..offset + len]
+                    .copy_from_slice(&numbers[source_offset..source_offset + len]);
+                assert_eq!(bytes(&target), expected, "{source_offset} {offset} {len}");
             }
         }
     }
