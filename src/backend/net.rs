@@ -204,6 +204,9 @@ pub trait NetBackend<'m>: Send {
     fn info(&self) -> NetInfo;
 
     /// The driver is ready: frames may come, with a filter that wants what is for `mac` and for all.
+    /// Called again when it wants to receive in another way: what is posted and what has been
+    /// received stay, and from then on no pair gets frames that is not in use. The filter is set
+    /// again afterwards.
     fn open(&mut self, reception: Reception);
 
     /// The driver wants other frames than before.
@@ -233,13 +236,15 @@ pub trait NetBackend<'m>: Send {
     /// back from [`Self::poll_received`], in the order of posting, unless the port is closed.
     ///
     /// # Errors
-    /// [`Busy`] if there are enough of `pair`, for now: as many as the port can remember.
+    /// [`Busy`] if there are enough of `pair`, for now: as many as the port can remember. Never if
+    /// there is none: it has room for any one chain. Tried again when something has been received.
     fn post(&mut self, pair: u16, segments: &[SharedSlice<'m>]) -> Result<(), Busy>;
 
     /// A buffer of `pair` that a frame has filled. All buffers of a frame are there together.
     fn poll_received(&mut self, pair: u16) -> Option<Received>;
 
-    /// Forgets the buffers posted for `pair`: nothing is written to them once this returns.
+    /// Forgets the buffers posted for `pair`, filled ones too: nothing is written to them once this
+    /// returns, and [`Self::poll_received`] tells of none.
     fn withdraw(&mut self, pair: u16);
 
     /// No frames come any more, all buffers are forgotten, and those sent too. `false` while hardware
