@@ -207,6 +207,29 @@ pub trait BlockBackend<'m>: Send {
     fn in_flight(&self) -> usize;
 }
 
+/// A disk that is somewhere else.
+impl<'m, B: BlockBackend<'m> + ?Sized> BlockBackend<'m> for &mut B {
+    fn info(&self) -> BlockInfo {
+        (**self).info()
+    }
+
+    fn submit(&mut self, request: BlockRequest<'_, 'm>, now: Ticks) -> Result<(), SubmitError> {
+        (**self).submit(request, now)
+    }
+
+    fn kick(&mut self) {
+        (**self).kick();
+    }
+
+    fn poll(&mut self, now: Ticks) -> Option<(Tag, BlockStatus)> {
+        (**self).poll(now)
+    }
+
+    fn in_flight(&self) -> usize {
+        (**self).in_flight()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -10,5 +10,6 @@ pub mod null;
 pub mod partition;
 pub mod ram;
 pub mod serial;
+pub mod shared_disk;
 pub mod switch;
 pub mod wake;

@@ -1,5 +1,7 @@
 //! Back ends that several machines share: the work of one may finish something of another.
 
+use super::clock::Ticks;
+
 /// Tells whoever works on a device that something has come for it.
 ///
 /// Called with locks held, so it takes none that a caller could have, and never waits. On a board it
@@ -23,8 +25,21 @@ impl<'m> Waker<'m> {
         Self { wake, core }
     }
 
+    /// The core.
+    pub fn core(&self) -> u8 {
+        self.core
+    }
+
     /// Something has come.
     pub fn wake(&self) {
         self.wake.wake(self.core);
     }
+}
+
+/// Something of the board's that several cores' machines use, and that interrupts one core.
+pub trait Collect: Sync {
+    /// The board's interrupt for it has come to the core `here`: what it has finished is handed to whom it
+    /// concerns, and their cores are woken; but not `here`, which polls its machines next. Whether
+    /// there was anything.
+    fn collect(&self, now: Ticks, here: u8) -> bool;
 }
