@@ -7,6 +7,7 @@ pub mod block;
 pub mod clock;
 pub mod net;
 pub mod null;
+pub mod overlay;
 pub mod partition;
 pub mod ram;
 pub mod serial;
