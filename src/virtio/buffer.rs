@@ -82,6 +82,11 @@ impl<'a, 'm> Reader<'a, 'm> {
         })
     }
 
+    /// Leaves the next `len` bytes out. `None`, and nothing left out, if there are not as many.
+    pub fn skip(&mut self, len: usize) -> Option<()> {
+        self.0.take(len, |_, _| ())
+    }
+
     /// Reads the next bytes as a wire structure. `None`, and nothing read, if there are too few.
     #[inline]
     pub fn read_object<T: FromBytes + IntoBytes>(&mut self) -> Option<T> {
@@ -204,6 +209,19 @@ mod tests {
                 .flat_map(|segment| (0..segment.len()).map(|at| segment.load_u8(at).unwrap()))
                 .collect();
             assert_eq!(bytes, (16..24).collect::<Vec<u8>>());
+        }
+    }
+
+    #[test]
+    fn what_is_left_out_is_not_read() {
+        let ram = HostRam::new(64);
+        for lengths in [&[10][..], &[1; 10], &[4, 6], &[9, 1]] {
+            let (mut segments, total) = cut(&ram, lengths);
+            let mut reader = Reader::new(&mut segments, total);
+            assert_eq!((reader.skip(11), reader.remaining()), (None, 10));
+            assert_eq!((reader.skip(7), reader.remaining()), (Some(()), 3));
+            assert_eq!(reader.read_object(), Some([7_u8, 8, 9]));
+            assert_eq!(reader.skip(0), Some(()));
         }
     }
 

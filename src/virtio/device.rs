@@ -29,7 +29,7 @@
 //! | back ends may have finished | [`poll`](VirtioDevice::poll), as [`next_poll`](VirtioDevice::next_poll) asks |
 //! | a queue is disabled or reset | [`reset_queue`](VirtioDevice::reset_queue) |
 //! | Status = 0, FAILED, an error | [`reset`](VirtioDevice::reset) |
-//! | the machine is saved or restored | [`save`](VirtioDevice::save), [`restore`](VirtioDevice::restore) |
+//! | the machine is saved or restored | [`put_back_waiting`](VirtioDevice::put_back_waiting), [`save`](VirtioDevice::save), [`restore`](VirtioDevice::restore) |
 //!
 //! Only the first two and `queue_notified` have no useful default.
 //!
@@ -320,6 +320,13 @@ pub trait VirtioDevice<'m>: Send {
         let _ = visit;
     }
 
+    /// Puts back the chains that wait for something to happen, buffers to receive into say, so that
+    /// the device can be saved ([`MmioTransport::prepare_save`](super::MmioTransport::prepare_save)).
+    /// The next [`Self::poll`] takes them again.
+    fn put_back_waiting(&mut self, context: &mut Context<'_, 'm>) {
+        let _ = context;
+    }
+
     /// Writes down what [`Self::restore`] needs, beyond features and queues, which the transport
     /// knows ([`MmioTransport::save`](super::MmioTransport::save)), and the back end's own. Called
     /// only with nothing in flight, and no chain popped that is not completed.
@@ -423,10 +430,18 @@ impl<'m> ActiveQueue<'_, 'm> {
         }
     }
 
-    /// Leaves the chain popped last, `head`, for later; nothing may have been done with it.
+    /// Leaves the chain popped last, `head`, for later; nothing may have been done with it. Then the
+    /// one before it may be left, and so on.
     #[inline]
     pub fn put_back(&mut self, head: Head) {
         self.ring.put_back(head);
+    }
+
+    /// As [`Self::put_back`], for a device whose back end tells when there is room: no leftover, so
+    /// that nobody polls for the chain before that.
+    #[inline]
+    pub fn park(&mut self, head: Head) {
+        self.ring.park(head);
     }
 
     /// Gives a chain back to the driver. `written` bytes were written, without a gap, from the

@@ -36,8 +36,8 @@ use super::limiter::Limits;
 use super::queue::{Queue, QueueError, QueueState};
 use super::status::{STEPS, Status, StatusWrite};
 
-/// Queues a device can have.
-pub const MAX_QUEUES: usize = 8;
+/// Queues a device can have: those of a network device with four pairs, and its control queue.
+pub const MAX_QUEUES: usize = 9;
 
 /// Size of a device's MMIO region in bytes.
 pub const REGION_SIZE: u64 = 0x1000;

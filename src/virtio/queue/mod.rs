@@ -176,6 +176,12 @@ impl<'m> Ring<'m> {
         on_ring!(&mut self.0, ring => ring.put_back(head))
     }
 
+    /// As [`Self::put_back`], but nobody is to look for the chain before the device does.
+    #[inline]
+    pub fn park(&mut self, head: Head) {
+        on_ring!(&mut self.0, ring => ring.park(head))
+    }
+
     /// Gives a chain back, `written` bytes of which were written from the start of its writable
     /// part. The driver sees it after [`Self::publish`].
     #[inline]

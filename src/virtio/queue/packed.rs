@@ -367,6 +367,12 @@ impl<'m> PackedRing<'m> {
         self.leftover = true;
     }
 
+    /// As [`Self::put_back`], but what is left is no leftover.
+    pub(super) fn park(&mut self, head: Head) {
+        self.put_back(head);
+        self.leftover = false;
+    }
+
     /// Nothing is available: makes the driver notify of its next addition. The last word of the
     /// next descriptor if there is one after all.
     #[inline(never)]

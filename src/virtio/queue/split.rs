@@ -239,6 +239,12 @@ impl<'m> SplitRing<'m> {
         self.leftover = true;
     }
 
+    /// As [`Self::put_back`], but what is left is no leftover.
+    pub(super) fn park(&mut self, head: Head) {
+        self.put_back(head);
+        self.leftover = false;
+    }
+
     /// Reads `avail.idx`. `false` if nothing is available; the driver's next addition then
     /// notifies.
     #[inline]

@@ -310,6 +310,28 @@ fn a_chain_put_back_is_popped_again() {
 }
 
 #[test]
+fn chains_are_put_back_one_by_one_and_a_parked_one_is_no_leftover() {
+    let ram = HostRam::new(RAM_SIZE);
+    let mut driver = Driver::new(guest_memory(&ram), 4);
+    for head in 0..3 {
+        driver.chain(head, &[(BUFFERS, 1, true)]);
+        driver.offer(head);
+    }
+    let mut queue = started(&driver, SPLIT);
+    let ring = queue.ring().unwrap();
+    for _ in 0..2 {
+        ring.begin_batch();
+        for head in 0..3 {
+            assert_eq!(pop(ring, &driver.memory).unwrap().unwrap().0, head);
+        }
+        for head in (0..3).rev() {
+            ring.park(Head::new(head, 1, true));
+        }
+        assert_eq!((ring.outstanding(), ring.has_leftover()), (0, false));
+    }
+}
+
+#[test]
 fn completions_appear_together_when_published() {
     let ram = HostRam::new(RAM_SIZE);
     let mut driver = Driver::new(guest_memory(&ram), 4);

@@ -41,14 +41,22 @@ struct Saved {
 }
 
 impl MmioTransport<'_, '_> {
+    /// Has the device put back what waits for nothing that it could finish itself: buffers to receive
+    /// into. To be followed by [`Self::save`], or by a [`Self::poll`], which takes them again.
+    pub fn prepare_save(&mut self, now: Ticks) {
+        if self.stop == Stop::No && self.status.is_live() {
+            self.dispatch_rarely(now, &mut |device, context| device.put_back_waiting(context));
+        }
+    }
+
     /// Writes down what [`Self::restore`] needs to have another transport, with another device
     /// model of the same kind, go on where this one is. The guest does not run meanwhile, and does
     /// not hear of it.
     ///
     /// # Errors
     /// [`StateError::Busy`] while chains of the guest are at work or a reset is not over: nothing
-    /// of the guest's is in the state, so all must have been answered. [`Self::poll`], and ask
-    /// again; a guest that does not run adds no more than its rings hold.
+    /// of the guest's is in the state, so all must have been answered, or put back
+    /// ([`Self::prepare_save`]). [`Self::poll`], and ask again; a guest that does not run adds no more than its rings hold.
     /// [`StateError::Length`] if there is not enough room.
     pub fn save(&self, state: &mut StateWriter<'_>) -> Result<(), StateError> {
         if self.stop != Stop::No || self.device.in_flight() != 0 {

@@ -459,6 +459,35 @@ fn a_list_put_back_is_popped_again_across_the_end_of_the_ring() {
 }
 
 #[test]
+fn lists_are_put_back_one_by_one_and_a_parked_one_is_no_leftover() {
+    let ram = HostRam::new(RAM_SIZE);
+    let mut driver = PackedDriver::new(guest_memory(&ram), 7);
+    let mut queue = started(&driver, PACKED);
+    let ring = queue.ring().unwrap();
+    // Across the end of the ring, again and again.
+    for id in 0..20 {
+        let ids = [3 * id, 3 * id + 1, 3 * id + 2];
+        ids.iter().for_each(|id| driver.offer(*id, &[(BUFFERS, 1, true); 2]));
+        for _ in 0..2 {
+            ring.begin_batch();
+            for id in ids {
+                assert_eq!(pop(ring, &driver.memory).unwrap().unwrap().0, id);
+            }
+            for id in ids.into_iter().rev() {
+                ring.park(Head::new(id, 2, true));
+            }
+            assert_eq!((ring.outstanding(), ring.has_leftover()), (0, false));
+        }
+        ring.begin_batch();
+        for id in ids {
+            assert_eq!(serve(ring, &driver.memory, 1), Some(id));
+            ring.publish();
+            assert_eq!(driver.used(), Some((id, 1, true)));
+        }
+    }
+}
+
+#[test]
 fn a_batch_takes_at_most_as_many_lists_as_the_queue_has_descriptors() {
     let ram = HostRam::new(RAM_SIZE);
     let mut driver = PackedDriver::new(guest_memory(&ram), 4);
