@@ -5,6 +5,7 @@
 
 pub mod block;
 pub mod clock;
+pub mod loopback;
 pub mod net;
 pub mod null;
 pub mod overlay;
