@@ -1,3 +1,4 @@
 //! The device models.
 
 pub mod block;
+pub mod net;
