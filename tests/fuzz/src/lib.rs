@@ -16,6 +16,7 @@ mod honest;
 mod input;
 mod kernel_image;
 mod monitor;
+mod net;
 mod packed;
 mod race;
 mod registers;
@@ -29,6 +30,7 @@ pub use fdt::fdt;
 pub use guest_exits::guest_exits;
 pub use kernel_image::kernel_image;
 pub use monitor::monitor;
+pub use net::{net_control, net_frames};
 pub use packed::packed_chains;
 pub use registers::registers;
 pub use split::{split_chains, split_race};
@@ -39,12 +41,14 @@ pub use vms::vms;
 pub type Target = (&'static str, fn(&[u8]));
 
 /// All targets. Each has a folder of its name in `corpus/`.
-pub const TARGETS: [Target; 12] = [
+pub const TARGETS: [Target; 14] = [
     ("registers", registers),
     ("split_chains", split_chains),
     ("split_race", split_race),
     ("packed_chains", packed_chains),
     ("block_requests", block_requests),
+    ("net_frames", net_frames),
+    ("net_control", net_control),
     ("state", state),
     ("guest_exits", guest_exits),
     ("fdt", fdt),
