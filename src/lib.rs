@@ -82,8 +82,8 @@
 //! 3. By class:
 //!    - data abort: [`cpu::MmioAccess::from_abort`] says what the instruction does; without a
 //!      syndrome (ISV = 0) it is read from guest memory and decoded ([`cpu::decode::decode`], from
-//!      `vm/trap.rs`). [`vm::bus::Target::at`] finds who is at the IPA, [`vm::Vcpu::load`] or
-//!      [`vm::Vcpu::store`] calls it. Nobody there: an external abort for the guest
+//!      `vm/trap.rs`). [`vm::bus`] finds who is at the IPA and calls it. Nobody there: an external
+//!      abort for the guest
 //!      ([`cpu::abort::ExceptionSource::inject`]).
 //!    - HVC, SMC: [`cpu::psci::Call::handle`], or for the monitor [`monitor::hypercall`]; nothing
 //!      reaches the firmware.

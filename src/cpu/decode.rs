@@ -198,12 +198,7 @@ impl Instruction {
     /// One of the accesses.
     fn access(&self, ipa: Ipa, register: Register, registers: &GuestRegisters) -> MmioAccess {
         let kind = if self.load {
-            MmioKind::Load(LoadTarget {
-                register,
-                width: self.width,
-                sign_extend: self.sign_extend,
-                sixty_four: self.sixty_four,
-            })
+            MmioKind::Load(LoadTarget::new(register, self.width, self.sign_extend, self.sixty_four))
         } else {
             MmioKind::Store { value: self.width.truncate(registers.get(register)) }
         };

@@ -54,32 +54,63 @@ impl Width {
     }
 }
 
-/// Where a load goes.
+/// Where a load goes, and how: the bits of a data abort's syndrome that say it, so that they need not
+/// be taken apart before the device has answered.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct LoadTarget {
-    /// The register; for XZR the value is dropped, the access still happens.
-    pub register: Register,
-    /// Bytes loaded.
-    pub width: Width,
-    /// Whether the sign is extended.
-    pub sign_extend: bool,
-    /// Whether to the whole X register; otherwise to W, and the upper half becomes zero.
-    pub sixty_four: bool,
-}
+#[repr(transparent)]
+pub struct LoadTarget(u32);
 
 impl LoadTarget {
+    /// SAS, SSE, SRT and SF of ESR_EL2.ISS (Arm ARM D24.2).
+    const WIDTH_SHIFT: u32 = 22;
+    const SIGN_EXTEND: u32 = 1 << 21;
+    const REGISTER_SHIFT: u32 = 16;
+    const SIXTY_FOUR: u32 = 1 << 15;
+    const FIELDS: u32 =
+        3 << Self::WIDTH_SHIFT | Self::SIGN_EXTEND | 31 << Self::REGISTER_SHIFT | Self::SIXTY_FOUR;
+
+    /// A load of `width` to `register` (for XZR the value is dropped, the access still happens),
+    /// which may extend the sign; to the whole X register if `sixty_four`, otherwise to W, and the
+    /// upper half becomes zero.
+    pub const fn new(
+        register: Register,
+        width: Width,
+        sign_extend: bool,
+        sixty_four: bool,
+    ) -> Self {
+        let flags = if sign_extend { Self::SIGN_EXTEND } else { 0 }
+            | if sixty_four { Self::SIXTY_FOUR } else { 0 };
+        let register = (register.number() as u32) << Self::REGISTER_SHIFT;
+        Self((width as u32) << Self::WIDTH_SHIFT | register | flags)
+    }
+
+    /// What the syndrome of a load says, ISV being 1.
+    #[inline(always)]
+    pub(super) const fn from_iss(iss: u32) -> Self {
+        Self(iss & Self::FIELDS)
+    }
+
+    /// Bytes loaded.
+    #[inline(always)]
+    pub const fn width(self) -> Width {
+        Width::from_log2(self.0 >> Self::WIDTH_SHIFT)
+    }
+
     /// What the register holds after `raw` was loaded.
     #[inline(always)]
     pub const fn extend(self, raw: u64) -> u64 {
-        let value =
-            if self.sign_extend { self.width.sign_extend(raw) } else { self.width.truncate(raw) };
-        if self.sixty_four { value } else { value & 0xFFFF_FFFF }
+        let value = if self.0 & Self::SIGN_EXTEND != 0 {
+            self.width().sign_extend(raw)
+        } else {
+            self.width().truncate(raw)
+        };
+        if self.0 & Self::SIXTY_FOUR != 0 { value } else { value & 0xFFFF_FFFF }
     }
 
     /// Completes the load with the device's answer.
     #[inline(always)]
     pub fn complete(self, raw: u64, registers: &mut GuestRegisters) {
-        registers.set(self.register, self.extend(raw));
+        registers.set(Register::from_bits(self.0 >> Self::REGISTER_SHIFT), self.extend(raw));
     }
 }
 
@@ -116,12 +147,7 @@ impl MmioAccess {
         let kind = if abort.is_write() {
             MmioKind::Store { value: width.truncate(registers.get(instruction.register)) }
         } else {
-            MmioKind::Load(LoadTarget {
-                register: instruction.register,
-                width,
-                sign_extend: instruction.sign_extend,
-                sixty_four: instruction.sixty_four,
-            })
+            MmioKind::Load(abort.load_target())
         };
         Some(Self { ipa, width, kind })
     }
@@ -145,8 +171,8 @@ mod tests {
         #[test]
         fn a_load_extends_as_the_instruction_says(raw: u64, sign_extend: bool, sixty_four: bool) {
             for width in WIDTHS {
-                let target =
-                    LoadTarget { register: Register::from_bits(3), width, sign_extend, sixty_four };
+                let register = Register::from_bits(3);
+                let target = LoadTarget::new(register, width, sign_extend, sixty_four);
                 let extended = match (width, sign_extend) {
                     (Width::Byte, false) => u64::from(raw as u8),
                     (Width::Byte, true) => raw as i8 as u64,
@@ -159,6 +185,20 @@ mod tests {
                 let expected = if sixty_four { extended } else { u64::from(extended as u32) };
                 prop_assert_eq!(target.extend(raw), expected);
             }
+        }
+
+        #[test]
+        fn the_syndrome_of_a_load_says_where_it_goes(iss: u32) {
+            let abort = DataAbort::from_iss(iss & !(1 << 6) | 1 << 24);
+            let said = abort.instruction().unwrap();
+            let access = MmioAccess::from_abort(abort, Ipa::new(0), &GuestRegisters::new()).unwrap();
+            prop_assert_eq!(access.width, said.width);
+            prop_assert_eq!(
+                access.kind,
+                MmioKind::Load(LoadTarget::new(
+                    said.register, said.width, said.sign_extend, said.sixty_four
+                ))
+            );
         }
 
         #[test]

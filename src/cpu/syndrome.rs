@@ -8,7 +8,7 @@ pub mod fault;
 mod tests;
 
 use super::sysreg::SystemRegister;
-use super::{Register, Width};
+use super::{LoadTarget, Register, Width};
 use crate::memory::Ipa;
 pub use fault::{FaultKind, FaultStatus};
 
@@ -186,6 +186,12 @@ impl DataAbort {
             register: Register::from_bits(self.0 >> 16),
             acquire_release: self.0 & 1 << 14 != 0,
         })
+    }
+
+    /// Where the load goes that aborted, ISV being 1.
+    #[inline(always)]
+    pub(super) const fn load_target(self) -> LoadTarget {
+        LoadTarget::from_iss(self.0)
     }
 
     /// WnR: whether it was a write.

@@ -2,24 +2,33 @@
 
 use super::host::Host;
 use super::layout;
-use super::machine::Vcpu;
+use super::machine::{Vcpu, Vm};
 use super::watchdog::Frame;
-use crate::cpu::Width;
+use crate::cpu::{LoadTarget, Width};
 use crate::memory::Ipa;
-use crate::virtio::{self, WriteOutcome};
+use crate::sync::Mutex;
+use crate::virtio::{self, MmioTransport, WriteOutcome};
 
 /// What is at an address.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Target {
-    /// Virtio slot `slot`.
+enum Target<'a, 'm> {
+    /// A virtio device.
     Virtio {
-        /// The slot.
+        /// Its slot.
         slot: usize,
+        /// The device.
+        device: &'a Mutex<MmioTransport<'m, 'm>>,
         /// The register.
         offset: u16,
     },
     /// The distributor.
     Distributor(u64),
+    /// Another device.
+    Other(Other),
+}
+
+/// What has few accesses.
+#[derive(Clone, Copy)]
+enum Other {
     /// The redistributors, from the first one's frame on.
     Redistributor(u64),
     /// The PL011.
@@ -33,8 +42,8 @@ pub enum Target {
 /// How an access ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Access {
-    /// A load got this value, or a store was taken (the value then means nothing).
-    Done(u64),
+    /// A load has its value, or a store was taken.
+    Done,
     /// The store must be tried again: the instruction is not over.
     Retry,
     /// Nothing is there.
@@ -43,21 +52,33 @@ pub enum Access {
 
 /// Offset of the virtio register QueueNotify (virtio 1.3, 4.2.2).
 const QUEUE_NOTIFY: u16 = 0x50;
+/// Offset of InterruptACK.
+const INTERRUPT_ACK: u16 = 0x64;
 
-impl Target {
-    /// What is at `ipa` in a machine with `devices` virtio devices and `vcpus` vCPUs.
-    #[inline]
-    pub fn at(ipa: Ipa, devices: usize, vcpus: usize) -> Option<Self> {
+impl<'a, 'm> Target<'a, 'm> {
+    /// What is at `ipa` in `vm`.
+    #[inline(always)]
+    fn at(ipa: Ipa, vm: &'a Vm<'m>) -> Option<Self> {
         let raw = ipa.raw();
         let virtio = raw.wrapping_sub(layout::VIRTIO.raw());
-        if virtio < devices as u64 * layout::VIRTIO_SIZE {
-            let slot = (virtio / layout::VIRTIO_SIZE) as usize;
-            return Some(Self::Virtio { slot, offset: (virtio % layout::VIRTIO_SIZE) as u16 });
+        let slot = (virtio / layout::VIRTIO_SIZE) as usize;
+        if let Some(device) = vm.slot(slot) {
+            let offset = (virtio % layout::VIRTIO_SIZE) as u16;
+            return Some(Self::Virtio { slot, device, offset });
         }
         let distributor = raw.wrapping_sub(layout::GICD.raw());
         if distributor < layout::GICD_SIZE {
             return Some(Self::Distributor(distributor));
         }
+        Other::at(ipa, vm.vcpus.count()).map(Self::Other)
+    }
+}
+
+impl Other {
+    /// What is at `ipa` in a machine with `vcpus` vCPUs.
+    #[inline]
+    fn at(ipa: Ipa, vcpus: usize) -> Option<Self> {
+        let raw = ipa.raw();
         let redistributor = raw.wrapping_sub(layout::GICR.raw());
         if redistributor < vcpus as u64 * layout::GICR_SIZE {
             return Some(Self::Redistributor(redistributor));
@@ -86,17 +107,15 @@ const fn virtio_width(width: Width) -> virtio::Width {
 }
 
 impl Vcpu<'_> {
-    /// Serves a load.
-    #[inline]
-    pub fn load<H: Host>(&mut self, ipa: Ipa, width: Width, host: &mut H) -> Access {
+    /// Serves a load, and gives the register its value.
+    #[inline(never)]
+    pub(super) fn load<H: Host>(&mut self, ipa: Ipa, into: LoadTarget, host: &mut H) -> Access {
         let vm = self.vm;
-        let Some(target) = Target::at(ipa, vm.devices(), vm.vcpus.count()) else {
-            return Access::Nobody;
-        };
-        Access::Done(match target {
-            Target::Virtio { slot, offset } => {
+        let width = into.width();
+        let Some(target) = Target::at(ipa, vm) else { return Access::Nobody };
+        let value = match target {
+            Target::Virtio { device, offset, .. } => {
                 self.exits.virtio_reads += 1;
-                let Some(device) = vm.slot(slot) else { return Access::Nobody };
                 device.lock().read(offset, virtio_width(width))
             }
             Target::Distributor(offset) => {
@@ -105,47 +124,58 @@ impl Vcpu<'_> {
                 let vcpu = self.index;
                 vm.with_gic(vcpu, host, |gic, lrs| gic.gicd_read(vcpu, offset, width, lrs))
             }
-            Target::Redistributor(offset) => {
-                self.exits.gic += 1;
+            Target::Other(other) => self.load_other(other, width, host),
+        };
+        into.complete(value, &mut self.registers);
+        Access::Done
+    }
+
+    #[inline(never)]
+    fn load_other<H: Host>(&mut self, target: Other, width: Width, host: &mut H) -> u64 {
+        let vm = self.vm;
+        let here = Some(self.index);
+        match target {
+            Other::Redistributor(_) => self.exits.gic += 1,
+            _ => self.exits.mmio += 1,
+        }
+        match target {
+            Other::Redistributor(offset) => {
                 let width = width.bytes() as u32;
                 let vcpu = self.index;
                 vm.with_gic(vcpu, host, |gic, lrs| gic.gicr_read(vcpu, offset, width, lrs))
             }
-            Target::Uart(offset) => {
-                self.exits.mmio += 1;
-                vm.with_uart(Some(self.index), host, |uart| uart.read(offset, width))
-            }
-            Target::Rtc(offset) => {
-                self.exits.mmio += 1;
-                vm.with_rtc(Some(self.index), host, |rtc, now| rtc.read(offset, width, now))
-            }
-            Target::Watchdog(frame, offset) => {
-                self.exits.mmio += 1;
-                vm.with_watchdog(Some(self.index), host, |watchdog, now| {
-                    watchdog.read(frame, offset, width, now)
-                })
-            }
-        })
+            Other::Uart(offset) => vm.with_uart(here, host, |uart| uart.read(offset, width)),
+            Other::Rtc(offset) => vm.with_rtc(here, host, |rtc, now| rtc.read(offset, width, now)),
+            Other::Watchdog(frame, offset) => vm.with_watchdog(here, host, |watchdog, now| {
+                watchdog.read(frame, offset, width, now)
+            }),
+        }
     }
 
     /// Serves a store.
-    #[inline]
-    pub fn store<H: Host>(&mut self, ipa: Ipa, width: Width, value: u64, host: &mut H) -> Access {
+    #[inline(never)]
+    pub(super) fn store<H: Host>(
+        &mut self,
+        ipa: Ipa,
+        width: Width,
+        value: u64,
+        host: &mut H,
+    ) -> Access {
         let vm = self.vm;
-        let Some(target) = Target::at(ipa, vm.devices(), vm.vcpus.count()) else {
-            return Access::Nobody;
-        };
+        let Some(target) = Target::at(ipa, vm) else { return Access::Nobody };
         match target {
-            Target::Virtio { slot, offset } => {
-                if offset == QUEUE_NOTIFY {
-                    self.exits.kicks += 1;
-                } else {
-                    self.exits.virtio_writes += 1;
-                }
-                let Some(device) = vm.slot(slot) else { return Access::Nobody };
+            Target::Virtio { slot, device, offset } => {
+                let count = match offset {
+                    QUEUE_NOTIFY => &mut self.exits.kicks,
+                    _ => &mut self.exits.virtio_writes,
+                };
+                *count += 1;
                 let mut device = device.lock();
                 let outcome = device.write(offset, virtio_width(width), value, host.now());
-                vm.after_work(slot, &mut device, Some(self.index), host);
+                // An acknowledgement gives the device nothing to do, and no cause to interrupt.
+                if offset != INTERRUPT_ACK {
+                    vm.after_work(slot, &mut device, Some(self.index), host);
+                }
                 if outcome == WriteOutcome::Retry {
                     return Access::Retry;
                 }
@@ -156,32 +186,39 @@ impl Vcpu<'_> {
                 let vcpu = self.index;
                 vm.interrupt(vcpu, host, |gic, _| gic.gicd_write(vcpu, offset, width, value));
             }
-            Target::Redistributor(offset) => {
+            Target::Other(other) => self.store_other(other, width, value, host),
+        }
+        Access::Done
+    }
+
+    #[inline(never)]
+    fn store_other<H: Host>(&mut self, target: Other, width: Width, value: u64, host: &mut H) {
+        let vm = self.vm;
+        let here = Some(self.index);
+        match target {
+            Other::Redistributor(offset) => {
                 self.exits.gic += 1;
                 let width = width.bytes() as u32;
                 vm.interrupt(self.index, host, |gic, _| gic.gicr_write(offset, width, value));
             }
-            Target::Uart(offset) => {
+            Other::Uart(offset) => {
                 self.exits.mmio += 1;
-                let sent =
-                    vm.with_uart(Some(self.index), host, |uart| uart.write(offset, width, value));
-                if let Some(byte) = sent {
+                if let Some(byte) =
+                    vm.with_uart(here, host, |uart| uart.write(offset, width, value))
+                {
                     host.transmit(vm.number, byte);
                 }
             }
-            Target::Rtc(offset) => {
+            Other::Rtc(offset) => {
                 self.exits.mmio += 1;
-                vm.with_rtc(Some(self.index), host, |rtc, now| {
-                    rtc.write(offset, width, value, now)
-                });
+                vm.with_rtc(here, host, |rtc, now| rtc.write(offset, width, value, now));
             }
-            Target::Watchdog(frame, offset) => {
+            Other::Watchdog(frame, offset) => {
                 self.exits.mmio += 1;
-                vm.with_watchdog(Some(self.index), host, |watchdog, now| {
+                vm.with_watchdog(here, host, |watchdog, now| {
                     watchdog.write(frame, offset, width, value, now);
                 });
             }
         }
-        Access::Done(0)
     }
 }

@@ -179,7 +179,7 @@ fn data_abort<H: Host>(
         if let Some(ipa) = ipa {
             if let Some(access) = MmioAccess::from_abort(abort, ipa, &vcpu.registers) {
                 match perform(vcpu, host, access) {
-                    Access::Done(_) => return vcpu.registers.complete_instruction(length),
+                    Access::Done => return vcpu.registers.complete_instruction(length),
                     Access::Retry => return,
                     Access::Nobody => {}
                 }
@@ -207,13 +207,7 @@ fn is_maintenance_of_nothing(abort: DataAbort) -> bool {
 #[inline]
 pub(super) fn perform<H: Host>(vcpu: &mut Vcpu<'_>, host: &mut H, access: MmioAccess) -> Access {
     match access.kind {
-        MmioKind::Load(target) => {
-            let outcome = vcpu.load(access.ipa, access.width, host);
-            if let Access::Done(value) = outcome {
-                target.complete(value, &mut vcpu.registers);
-            }
-            outcome
-        }
+        MmioKind::Load(target) => vcpu.load(access.ipa, target, host),
         MmioKind::Store { value } => vcpu.store(access.ipa, access.width, value, host),
     }
 }

@@ -81,7 +81,7 @@ pub(super) fn without_syndrome<H: Host>(
         // A pair is one exit: what its first access counted stands.
         vcpu.exits = *counted.get_or_insert(vcpu.exits);
         match outcome {
-            Access::Done(_) => {}
+            Access::Done => {}
             // Registers that ask for this are not written by pairs; once more does no harm.
             Access::Retry => return true,
             Access::Nobody => return false,

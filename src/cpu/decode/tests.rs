@@ -34,12 +34,8 @@ fn with_base(number: u32) -> GuestRegisters {
 fn known_words_decode() {
     let registers = with_base(1);
     let load = |width, sign_extend, sixty_four, number| {
-        MmioKind::Load(LoadTarget {
-            register: Register::from_bits(number),
-            width,
-            sign_extend,
-            sixty_four,
-        })
+        let register = Register::from_bits(number);
+        MmioKind::Load(LoadTarget::new(register, width, sign_extend, sixty_four))
     };
     let cases = [
         // ldr w0, [x1], #4
@@ -264,7 +260,7 @@ fn expect(
         .unwrap();
     let register = Register::from_bits(number);
     if load {
-        MmioKind::Load(LoadTarget { register, width, sign_extend: sign, sixty_four })
+        MmioKind::Load(LoadTarget::new(register, width, sign, sixty_four))
     } else {
         let mask = if bytes == 8 { u64::MAX } else { (1 << (8 * bytes)) - 1 };
         MmioKind::Store { value: registers.get(register) & mask }
