@@ -91,13 +91,6 @@ impl SparseSet {
     }
 }
 
-/// GICD_CTLR's group enables as masks: all ones where the group is enabled.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Groups {
-    pub(super) group0: u32,
-    pub(super) group1: u32,
-}
-
 /// Distributor state of 32 interrupts.
 ///
 /// Of a *listed* interrupt (one in a list register) the truth about pending and active is in the
@@ -108,6 +101,8 @@ pub(super) struct Bank {
     pub(super) group1: u32,
     /// Enabled (I\[SC\]ENABLER).
     pub(super) enabled: u32,
+    /// Enabled, in an enabled group; see [`Self::set_deliverable`].
+    pub(super) deliverable: u32,
     /// Edge-triggered, else level-sensitive (ICFGR).
     pub(super) edge: u32,
     /// Pending by an edge or by software, not yet given to a list register.
@@ -152,6 +147,7 @@ impl Bank {
     pub(super) const SPIS: Self = Self {
         group1: 0,
         enabled: 0,
+        deliverable: 0,
         edge: 0,
         latch: 0,
         line: 0,
@@ -192,16 +188,21 @@ impl Bank {
         self.latch | self.lr_latch | self.asserted()
     }
 
-    /// Enabled, in an enabled group.
-    #[inline]
-    pub(super) const fn deliverable(&self, groups: Groups) -> u32 {
-        self.enabled & ((self.group1 & groups.group1) | (!self.group1 & groups.group0))
+    /// To be called when `enabled`, `group1` or GICD_CTLR's group enables `ctlr` have changed.
+    pub(super) fn set_deliverable(&mut self, ctlr: u32) {
+        let groups = match ctlr & 0b11 {
+            0b00 => 0,
+            0b01 => !self.group1,
+            0b10 => self.group1,
+            _ => u32::MAX,
+        };
+        self.deliverable = self.enabled & groups;
     }
 
     /// Ought to be put into a list register.
     #[inline]
-    pub(super) const fn candidates(&self, groups: Groups) -> u32 {
-        (self.latch | self.asserted()) & self.deliverable(groups) & !(self.listed | self.active)
+    pub(super) const fn candidates(&self) -> u32 {
+        (self.latch | self.asserted()) & self.deliverable & !(self.listed | self.active)
     }
 
     #[inline]

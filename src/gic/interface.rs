@@ -186,6 +186,12 @@ impl VcpuSet {
         self.0 |= other.0;
     }
 
+    /// With those of `other`.
+    #[inline]
+    pub const fn union(self, other: Self) -> Self {
+        Self(self.0 | other.0)
+    }
+
     /// Without `vcpu`.
     #[inline]
     pub const fn without(self, vcpu: VcpuIndex) -> Self {

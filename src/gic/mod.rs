@@ -55,7 +55,7 @@ pub use irq::{INTID_COUNT, IntId, SPI_BASE};
 pub use list_register::{ListRegister, ListRegisters, MAX_LIST_REGISTERS, Maintenance, State};
 pub use v3::{GICD_SIZE, GICR_STRIDE};
 
-use bank::{Bank, Groups, WORDS};
+use bank::{Bank, WORDS};
 use interface::VcpuInterface;
 use schedule::{Scheduler, select};
 
@@ -177,20 +177,8 @@ impl Vgic {
         self.reroute_all();
     }
 
-    /// Back to power-on state: everything disabled, nothing pending or active, list registers
-    /// empty. Input lines and affinities stay: lines belong to the devices. No vCPU may be running.
-    /// `lrs` are those of this core, whose vCPU is `vcpu`; other vCPUs have been unloaded.
-    pub fn reset<L: ListRegisters>(&mut self, vcpu: VcpuIndex, lrs: &mut L) {
-        let _ = self.unload(vcpu, lrs);
-        for spis in &mut self.spis {
-            for bit in irq::Bits(spis.hw) {
-                lrs.deactivate_physical(spis.physical_of(bit));
-            }
-        }
-        self.reset_unloaded();
-    }
-
-    /// As [`reset`](Self::reset) when every vCPU has been unloaded: from any core.
+    /// Back to power-on state: everything disabled, nothing pending or active. Input lines and
+    /// affinities stay: lines belong to the devices. Every vCPU has been [unloaded](Self::unload).
     pub fn reset_unloaded(&mut self) {
         self.ctlr = 0;
         self.stale = VcpuSet::EMPTY;
@@ -243,10 +231,15 @@ impl Vgic {
 
     /// Brings the list registers of `vcpu` up to date, before it is entered. The answer is of other
     /// vCPUs that got something to deliver by it (an SPI whose routing changed), or whose list
-    /// registers a register read of `vcpu` has asked for; empty with one vCPU.
+    /// registers a register read of `vcpu` has asked for; empty with one vCPU. Does nothing unless
+    /// [`needs_flush`](Self::needs_flush).
     #[inline]
     pub fn flush<L: ListRegisters>(&mut self, vcpu: VcpuIndex, lrs: &mut L) -> VcpuSet {
-        self.scheduler(vcpu, lrs).flush();
+        let mut scheduler = self.scheduler(vcpu, lrs);
+        if !scheduler.is_dirty() {
+            return VcpuSet::EMPTY;
+        }
+        scheduler.flush();
         self.hand_over(vcpu)
     }
 
@@ -277,13 +270,11 @@ impl Vgic {
     /// [`unload`](Self::unload): if so it must not be parked. Priority masks of the CPU
     /// interface are not considered.
     pub fn has_deliverable(&self, vcpu: VcpuIndex) -> bool {
-        let groups = self.groups();
-        let interface = self.interface(vcpu);
-        let lists = &interface.lists;
-        let banks = core::iter::once(&interface.private).chain(&self.spis);
-        banks.enumerate().any(|(word, bank)| {
+        let lists = &self.interface(vcpu).lists;
+        (0..WORDS).any(|word| {
+            let bank = self.bank(vcpu, word);
             let mine = (lists.routed.get(word) & !bank.listed) | lists.listed.get(word);
-            bank.pending() & bank.deliverable(groups) & !bank.active & mine != 0
+            bank.pending() & bank.deliverable & !bank.active & mine != 0
         })
     }
 
@@ -454,17 +445,9 @@ impl Vgic {
     }
 
     #[inline]
-    fn groups(&self) -> Groups {
-        Groups {
-            group0: 0u32.wrapping_sub(self.ctlr & 1),
-            group1: 0u32.wrapping_sub((self.ctlr >> 1) & 1),
-        }
-    }
-
-    #[inline]
     fn interface(&self, vcpu: VcpuIndex) -> &VcpuInterface {
         let [first, ..] = &self.vcpus;
-        self.vcpus.get(vcpu.get()).unwrap_or(first)
+        self.vcpus.get(vcpu.get() % MAX_VCPUS).unwrap_or(first)
     }
 
     #[inline]
@@ -497,9 +480,8 @@ impl Vgic {
         vcpu: VcpuIndex,
         lrs: &'a mut L,
     ) -> Scheduler<'a, L> {
-        let groups = self.groups();
         let [first, rest @ ..] = &mut self.vcpus;
         let interface = rest.get_mut(vcpu.get().wrapping_sub(1)).unwrap_or(first);
-        Scheduler::new(interface, &mut self.spis, groups, lrs)
+        Scheduler::new(interface, &mut self.spis, lrs)
     }
 }

@@ -108,6 +108,7 @@ impl Vgic {
         word: usize,
         value: u32,
     ) -> VcpuSet {
+        let ctlr = self.ctlr;
         let bank = self.bank_mut(owner, word);
         let mask = match register {
             BitRegister::Group => {
@@ -140,6 +141,7 @@ impl Vgic {
             BitRegister::SetActive => return self.set_active(owner, word, value),
             BitRegister::ClearActive => return self.clear_active(owner, word, value),
         };
+        bank.set_deliverable(ctlr);
         self.touch(owner, word, mask)
     }
 
@@ -279,6 +281,10 @@ impl Vgic {
             return VcpuSet::EMPTY;
         }
         self.ctlr = enables;
+        let private = self.vcpus.iter_mut().map(|interface| &mut interface.private);
+        for bank in private.chain(&mut self.spis) {
+            bank.set_deliverable(enables);
+        }
         self.touch_all()
     }
 

@@ -18,7 +18,7 @@
 //! entry: the guest must acknowledge something first. Deactivations of active interrupts outside
 //! are counted by the hardware (EOIcount) and, with EOImode = 0, arrive in order of urgency.
 
-use super::bank::{Bank, Groups, WORDS};
+use super::bank::{Bank, WORDS};
 use super::interface::{Lists, VcpuInterface};
 use super::irq::{Bits, IntId};
 use super::list_register::{ListRegister, ListRegisters, Maintenance, State};
@@ -28,7 +28,6 @@ pub(super) struct Scheduler<'a, L> {
     private: &'a mut Bank,
     lists: &'a mut Lists,
     spis: &'a mut [Bank; WORDS - 1],
-    groups: Groups,
     lrs: &'a mut L,
 }
 
@@ -42,15 +41,20 @@ impl<'a, L: ListRegisters> Scheduler<'a, L> {
     pub(super) fn new(
         interface: &'a mut VcpuInterface,
         spis: &'a mut [Bank; WORDS - 1],
-        groups: Groups,
         lrs: &'a mut L,
     ) -> Self {
         let VcpuInterface { private, lists, .. } = interface;
-        Self { private, lists, spis, groups, lrs }
+        Self { private, lists, spis, lrs }
+    }
+
+    /// Whether there is anything to [`flush`](Self::flush).
+    #[inline(always)]
+    pub(super) fn is_dirty(&self) -> bool {
+        self.lists.dirty
     }
 
     /// Brings the list registers up to date.
-    #[inline]
+    #[inline(always)]
     pub(super) fn flush(&mut self) {
         // EOIcount must be spent before the set it speaks of changes.
         if self.lists.maintenance.unlisted_active {
@@ -123,8 +127,12 @@ impl<'a, L: ListRegisters> Scheduler<'a, L> {
     pub(super) fn sync_one(&mut self, intid: IntId) {
         if self.lists.listed.get(intid.word()) & intid.mask() != 0 {
             let n = bank!(self, intid.word()).slot_of(intid.bit());
-            let now = self.lrs.read(n);
-            self.look_at(n, now);
+            if self.lrs.empty() >> n & 1 != 0 {
+                self.reap(n);
+            } else {
+                let now = self.lrs.read(n);
+                self.look_at(n, now);
+            }
         }
     }
 
@@ -173,9 +181,10 @@ impl<'a, L: ListRegisters> Scheduler<'a, L> {
             bank.force_active(intid.bit());
             self.lists.unlisted_active.insert(word, mask);
         }
+        let eoi = self.lists.eoi >> n & 1 != 0;
         self.lists.vacate(n, intid);
         self.note_unlisted(intid);
-        if owed.is_some() || written.has_eoi_maintenance() {
+        if owed.is_some() || eoi {
             self.settle(n, owed);
         }
     }
@@ -242,7 +251,7 @@ impl<'a, L: ListRegisters> Scheduler<'a, L> {
         bank.activate &= !mask;
         bank.deactivate &= !mask;
 
-        let deliverable = bank.deliverable(self.groups) & self.lists.routed.get(word) & mask != 0;
+        let deliverable = bank.deliverable & self.lists.routed.get(word) & mask != 0;
         let lr = if bank.active & mask != 0 {
             // Its group is that in which it was acknowledged.
             let group1 = if now.is_active() { now.is_group1() } else { bank.group1 & mask != 0 };
@@ -287,42 +296,46 @@ impl<'a, L: ListRegisters> Scheduler<'a, L> {
     }
 
     /// Puts candidates into list registers; answers whether some had to stay outside.
-    #[inline]
+    #[inline(always)]
     fn place(&mut self) -> bool {
-        while let Some(candidate) = self.most_urgent_candidate() {
+        let mut is_known = false;
+        loop {
+            let candidate = self.most_urgent_candidate();
+            if candidate.is_none() {
+                return false;
+            }
             let Some(n) = self.free() else {
-                return self.displace();
+                // All are in use, as far as is known at first.
+                if !is_known {
+                    self.sync();
+                    is_known = true;
+                } else if !self.displace(candidate.priority()) {
+                    return true;
+                }
+                continue;
             };
-            self.load_candidate(n, candidate.intid);
+            self.load_candidate(n, candidate.intid());
             if candidate.is_last {
                 self.lists.words = 0;
-                break;
+                return false;
             }
         }
-        false
     }
 
-    /// As [`place`](Self::place), with all list registers in use as far as is known.
+    /// Makes room for a candidate of `priority` (rule 3), which the next use of the list register
+    /// overwrites. `false` if the candidate has to wait.
     #[inline(never)]
-    fn displace(&mut self) -> bool {
-        self.sync();
-        while let Some(candidate) = self.most_urgent_candidate() {
-            let n = match self.free() {
-                Some(n) => n,
-                None => match self.victim(candidate.priority) {
-                    Some(n) => {
-                        self.evict(n);
-                        n
-                    }
-                    None => {
-                        self.withhold(candidate.priority);
-                        return true;
-                    }
-                },
-            };
-            self.load_candidate(n, candidate.intid);
+    fn displace(&mut self, priority: u8) -> bool {
+        match self.victim(priority) {
+            Some(n) => {
+                self.evict(n);
+                true
+            }
+            None => {
+                self.withhold(priority);
+                false
+            }
         }
-        false
     }
 
     /// Rule 4. While a candidate of `priority` waits, takes the pending state from active list
@@ -356,7 +369,7 @@ impl<'a, L: ListRegisters> Scheduler<'a, L> {
             self.lists.unlisted_active.remove(word, mask);
             let bank = bank!(self, word);
             let routed = self.lists.routed.get(word);
-            let deliverable = bank.deliverable(self.groups) & routed & mask != 0;
+            let deliverable = bank.deliverable & routed & mask != 0;
             let lr = bank.compose_active(intid, deliverable, bank.group1 & mask != 0);
             self.occupy(n, intid, lr);
         }
@@ -369,7 +382,7 @@ impl<'a, L: ListRegisters> Scheduler<'a, L> {
     }
 
     /// Writes a candidate into the unused list register `n`.
-    #[inline]
+    #[inline(always)]
     fn load_candidate(&mut self, n: usize, intid: IntId) {
         let lr = bank!(self, intid.word()).compose_pending(intid);
         self.occupy(n, intid, lr);
@@ -386,22 +399,19 @@ impl<'a, L: ListRegisters> Scheduler<'a, L> {
 
     /// The candidate with the lowest priority value; of equals the lowest INTID.
     #[inline]
-    fn most_urgent_candidate(&mut self) -> Option<Candidate> {
-        let mut best: Option<Candidate> = None;
+    fn most_urgent_candidate(&mut self) -> Candidate {
+        let mut best = Candidate::NONE;
         for word in Bits(self.lists.words) {
             let word = word as usize;
             let bank = bank!(self, word);
-            let candidates = bank.candidates(self.groups) & self.lists.routed.get(word);
+            let candidates = bank.candidates() & self.lists.routed.get(word);
             if candidates == 0 {
                 self.lists.words &= !(1 << word);
             }
             for bit in Bits(candidates) {
-                let priority = bank.priority_of(bit);
-                let is_last = best.is_none();
-                match &mut best {
-                    Some(best) if best.priority <= priority => best.is_last = false,
-                    _ => best = Some(Candidate { intid: IntId::at(word, bit), priority, is_last }),
-                }
+                let urgency = u32::from(bank.priority_of(bit)) << 16 | IntId::at(word, bit).raw();
+                best.is_last = best.is_none();
+                best.urgency = best.urgency.min(urgency);
             }
         }
         best
@@ -441,12 +451,32 @@ impl<'a, L: ListRegisters> Scheduler<'a, L> {
     }
 }
 
-/// An interrupt that ought to be in a list register.
+/// An interrupt that ought to be in a list register, or none.
+#[derive(Clone, Copy)]
 struct Candidate {
-    intid: IntId,
-    priority: u8,
+    /// Priority and INTID in one number: the lowest is the most urgent.
+    urgency: u32,
     /// There is no other.
     is_last: bool,
+}
+
+impl Candidate {
+    const NONE: Self = Self { urgency: u32::MAX, is_last: false };
+
+    #[inline(always)]
+    const fn is_none(self) -> bool {
+        self.urgency == u32::MAX
+    }
+
+    #[inline(always)]
+    const fn priority(self) -> u8 {
+        (self.urgency >> 16) as u8
+    }
+
+    #[inline(always)]
+    const fn intid(self) -> IntId {
+        IntId::at(self.urgency as usize >> 5, self.urgency)
+    }
 }
 
 /// The bank of `word`: the vCPU's own for word 0.

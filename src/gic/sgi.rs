@@ -1,6 +1,6 @@
 //! Software-generated interrupts: ICC_SGI1R_EL1 and its siblings, trapped at EL2.
 
-use super::{GicVersion, VcpuIndex, VcpuSet, Vgic};
+use super::{Affinity, GicVersion, VcpuIndex, VcpuSet, Vgic};
 
 /// ICC_SGI1R_EL1 (Arm IHI 0069, "ICC_SGI1R_EL1"); ICC_SGI0R_EL1 and ICC_ASGI1R_EL1 are alike.
 #[derive(Clone, Copy)]
@@ -16,14 +16,16 @@ impl SgiRequest {
         self.0 & (1 << 40) != 0
     }
 
-    /// Whether the affinity Aff3.Aff2.Aff1.Aff0, packed, is in Aff3.Aff2.Aff1 and the target list.
-    const fn selects(self, affinity: u32) -> bool {
-        let cluster = ((self.0 >> 24) as u32 & 0xff00_0000) // Aff3 [55:48]
-            | ((self.0 >> 16) as u32 & 0x00ff_0000) // Aff2 [39:32]
-            | ((self.0 >> 8) as u32 & 0x0000_ff00); // Aff1 [23:16]
-        let range = (self.0 >> 44) as u32 & 0xf; // RS: Aff0 [7:4]
-        let aff0 = affinity & 0xff;
-        affinity & 0xffff_ff00 == cluster && aff0 >> 4 == range && self.0 & (1 << (aff0 & 0xf)) != 0
+    /// The first affinity of the sixteen that the target list is of: Aff3.Aff2.Aff1, and RS for
+    /// Aff0\[7:4\].
+    const fn first(self) -> u64 {
+        self.0 >> 16 & 0xff_00ff_0000 | self.0 >> 8 & 0xff00 | self.0 >> 40 & 0xf0
+    }
+
+    /// Whether `affinity` is among the sixteen, and in the target list.
+    const fn selects(self, affinity: Affinity) -> bool {
+        let bit = affinity.bits() ^ self.first();
+        bit < 16 && self.0 >> bit & 1 != 0
     }
 }
 
@@ -50,7 +52,7 @@ impl Vgic {
             let target = if request.all_others() {
                 index != from.get()
             } else {
-                request.selects(interface.affinity.packed())
+                request.selects(interface.affinity)
             };
             if target && (group1 | !interface.private.group1) & mask != 0 {
                 interface.private.latch |= mask;

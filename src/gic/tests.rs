@@ -296,7 +296,8 @@ fn reset_is_power_on_but_for_the_lines() {
     machine.gicd_write(0x6000 + 8 * 48, 8, 3);
     machine.enter();
     machine.timer_line = false;
-    machine.vgic.reset(BOOT, &mut machine.core);
+    let _ = machine.vgic.unload(BOOT, &mut machine.core);
+    machine.vgic.reset_unloaded();
     assert!(machine.core.lrs.iter().all(|lr| lr.is_invalid()));
     assert!(machine.core.physical.is_empty());
     machine.core.running.clear();

@@ -1,7 +1,9 @@
 //! The list registers of this core: `ICH_LR<n>_EL2` (IHI 0069), or those of a GICv2.
 
 use super::{ListRegister, ListRegisters, Maintenance, v2};
-use crate::arch::registers::{ICC_DIR_EL1, ICH_ELRSR_EL2, ICH_HCR_EL2, ICH_VMCR_EL2, ICH_VTR_EL2};
+use crate::arch::registers::{
+    ICC_DIR_EL1, ICH_ELRSR_EL2, ICH_HCR_EL2, ICH_LR0_EL2, ICH_VMCR_EL2, ICH_VTR_EL2,
+};
 
 pub use v2::GicV2ListRegisters;
 
@@ -162,23 +164,38 @@ impl Default for GicV3ListRegisters {
     }
 }
 
+// Sixteen registers are sixteen instructions to choose from: once in the image is enough.
+#[inline(never)]
+fn read_any(n: usize) -> ListRegister {
+    let mut bits = 0;
+    list_register!(n, |LR| bits = LR::get());
+    ListRegister::from_bits(bits)
+}
+
+#[inline(never)]
+fn write_any(n: usize, value: ListRegister) {
+    list_register!(n, |LR| LR::set(value.bits()));
+}
+
 impl ListRegisters for GicV3ListRegisters {
     #[inline(always)]
     fn count(&self) -> usize {
         self.count
     }
 
-    // Sixteen registers are sixteen instructions to choose from: once in the image is enough.
-    #[inline(never)]
+    #[inline(always)]
     fn read(&self, n: usize) -> ListRegister {
-        let mut bits = 0;
-        list_register!(n, |LR| bits = LR::get());
-        ListRegister::from_bits(bits)
+        read_any(n)
     }
 
-    #[inline(never)]
+    // With little to do it is always the first.
+    #[inline(always)]
     fn write(&mut self, n: usize, value: ListRegister) {
-        list_register!(n, |LR| LR::set(value.bits()));
+        if n == 0 {
+            ICH_LR0_EL2::set(value.bits());
+        } else {
+            write_any(n, value);
+        }
     }
 
     #[inline(always)]
