@@ -28,7 +28,7 @@ use crate::cpu::sysreg::Limits;
 use crate::gic::{GicVersion, IntId, MAX_VCPUS, VcpuIndex, VcpuSet, Vgic};
 use crate::memory::GuestMemory;
 use crate::rate_limit::RateLimit;
-use crate::sync::Mutex;
+use crate::sync::{Mutex, MutexGuard};
 use crate::virtio::{Adjustment, MmioTransport, NextPoll, NotAdjusted, Status, WriteOutcome};
 
 /// Virtio devices one VM can have.
@@ -253,12 +253,26 @@ impl<'m> Vm<'m> {
         work: impl FnOnce(&mut Vgic, &mut H::ListRegisters) -> T,
     ) -> T {
         let mut gic = self.gic.lock();
-        let lrs = host.list_registers();
-        let result = work(&mut gic, lrs);
-        let others = if gic.needs_flush(vcpu) { gic.flush(vcpu, lrs) } else { VcpuSet::EMPTY };
-        drop(gic);
-        self.nudge(others, host);
+        let result = work(&mut gic, host.list_registers());
+        if gic.needs_flush(vcpu) {
+            self.settle(gic, vcpu, VcpuSet::EMPTY, host);
+        }
         result
+    }
+
+    /// Lists what the vCPU on this core must now see, and nudges the cores of the others that are
+    /// `concerned`, or turn out to be.
+    #[inline(never)]
+    fn settle<H: Host>(
+        &self,
+        mut gic: MutexGuard<'_, Vgic>,
+        vcpu: VcpuIndex,
+        concerned: VcpuSet,
+        host: &mut H,
+    ) {
+        let others = gic.flush(vcpu, host.list_registers());
+        drop(gic);
+        self.nudge(concerned.union(others).without(vcpu), host);
     }
 
     /// What its interrupt controller is.
@@ -274,8 +288,9 @@ impl<'m> Vm<'m> {
         host: &mut H,
         change: impl FnOnce(&mut Vgic, &mut H::ListRegisters) -> VcpuSet,
     ) {
-        let concerned = self.with_gic(vcpu, host, change);
-        self.nudge(concerned.without(vcpu), host);
+        let mut gic = self.gic.lock();
+        let concerned = change(&mut gic, host.list_registers());
+        self.settle(gic, vcpu, concerned, host);
     }
 
     /// Changes interrupt state by a device, and has all vCPUs see it.
@@ -334,10 +349,7 @@ impl<'m> Vm<'m> {
 
     /// The vCPU comes onto this core, whose list registers are empty: lists what is pending for it.
     pub fn load_interrupts<H: Host>(&self, vcpu: VcpuIndex, host: &mut H) {
-        let mut gic = self.gic.lock();
-        let others = gic.flush(vcpu, host.list_registers());
-        drop(gic);
-        self.nudge(others, host);
+        self.settle(self.gic.lock(), vcpu, VcpuSet::EMPTY, host);
     }
 
     /// The vCPU leaves this core: its list registers are emptied, and all their state kept.
@@ -472,6 +484,7 @@ impl<'m> Vm<'m> {
     }
 
     /// The line of a level-triggered device is `high` or low.
+    #[inline(never)]
     fn set_line<H: Host>(&self, spi: u32, high: bool, here: Option<VcpuIndex>, host: &mut H) {
         if let Some(intid) = IntId::spi(spi) {
             self.signal(here, host, |gic| gic.set_level(intid, high));
