@@ -117,7 +117,10 @@ pub(super) fn serve(seat: &mut Seat) {
         let Some(acknowledged) = gic.acknowledge() else { break };
         gic.drop_priority(acknowledged);
         match acknowledged.intid() {
-            intid @ (VIRTUAL_TIMER_INTID | PHYSICAL_TIMER_INTID) => {
+            timer @ (VIRTUAL_TIMER_INTID | PHYSICAL_TIMER_INTID) => {
+                // Two numbers that the compiler knows for those of PPIs.
+                let is_virtual = timer == VIRTUAL_TIMER_INTID;
+                let intid = if is_virtual { VIRTUAL_TIMER_INTID } else { PHYSICAL_TIMER_INTID };
                 // Stays active: the guest's own deactivation ends it (list register with HW = 1).
                 match (seat.loaded(), IntId::new(intid)) {
                     (Some(index), Some(ppi)) => {
@@ -188,8 +191,11 @@ fn answer(seat: &mut Seat, intid: u32) {
     let useful = match seat.doorbells.get(at).map(|doorbell| doorbell.source) {
         Some(Source::VirtioMmio(registers)) => {
             registers.write32_relaxed(INTERRUPT_ACK, ALL_CAUSES);
-            let mut useful = false;
-            seat.each_vm(|vm, _, _| useful |= vm.waits_for_events());
+            // Most of the time it is for the machine that runs.
+            let mut useful = seat.loaded().is_some() && seat.vcpu.vm.waits_for_events();
+            if !useful {
+                seat.each_vm(|vm, _, _| useful |= vm.waits_for_events());
+            }
             useful
         }
         Some(Source::Console) => feed_console(seat),
