@@ -133,7 +133,7 @@ fn a_label_may_have_all_36_units() {
     }
     seal(&mut disk, 1);
     assert!(label(&mut disk, &text).is_ok());
-    assert_eq!(label(&mut disk, &text[1..]), Err(GptError::NotFound));
+    assert_eq!(label(&mut disk, text.get(1..).unwrap()), Err(GptError::NotFound));
     assert_eq!(label(&mut disk, &format!("{text}a")), Err(GptError::NotFound));
 }
 

@@ -186,7 +186,7 @@ proptest! {
             Fate::Down(state) => state,
             Fate::Up { paused: false } => State::Running,
             Fate::Up { paused: true } => State::Paused,
-            Fate::Crashing { .. } => unreachable!("the crash was never seen"),
+            Fate::Crashing { .. } => panic!("the crash was never seen"),
         };
         prop_assert_eq!(trial.home.state(), expected);
         if let (Some(before), Fate::Up { .. }) = (trial.anew, trial.fate) {
