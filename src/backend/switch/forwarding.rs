@@ -1,7 +1,8 @@
 //! Who is behind which port: the forwarding table (IEEE 802.1Q: filtering database).
 //!
-//! A frame costs a look at two buckets, whatever is in them. Looking takes no lock: an entry is one
-//! word, and a second one with the time. Only those who put an entry into a bucket take turns.
+//! Ports have addresses of their own, which nobody else can take; others are learned. A frame costs a
+//! look at two buckets of what was learned, at the most, whatever is in them. Looking takes no lock: an
+//! entry is one word, and a second one with the time. Only those who put an entry there take turns.
 
 use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
@@ -14,9 +15,11 @@ use crate::sync::Mutex;
 const BUCKET_BITS: u32 = 7;
 /// Entries in a bucket.
 const WAYS: usize = 8;
-/// Entries of a bucket that a guest's port may have, but for static ones: so that no guest can fill a
-/// bucket on its own and have the others' frames flooded.
+/// Entries of a bucket that a guest's port may have, so that no guest can fill one on its own and have
+/// the others' frames flooded.
 const WAYS_OF_A_PORT: usize = 2;
+/// Room for the ports' own addresses: twice what they need, so that one finds them soon.
+const OWN: usize = 2 * super::MAX_PORTS;
 
 /// Where a frame may come from or go to: a port, or the uplink.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,6 +49,7 @@ struct Entry(u64);
 impl Entry {
     const FREE: Entry = Entry(0);
     const PLACE_BITS: u32 = 5;
+    const ADDRESS_SHIFT: u32 = Self::PLACE_BITS + 12;
     const PLACE: u64 = (1 << Self::PLACE_BITS) - 1;
     const VLAN: u64 = 0x0FFF << Self::PLACE_BITS;
     /// Stands for all VLANs; there is none of this number.
@@ -53,7 +57,11 @@ impl Entry {
 
     #[inline]
     fn new(address: u64, vlan: Vlan, place: Place) -> Entry {
-        Entry(address << 17 | u64::from(vlan.0) << Self::PLACE_BITS | u64::from(place.0))
+        Entry(
+            address << Self::ADDRESS_SHIFT
+                | u64::from(vlan.0) << Self::PLACE_BITS
+                | u64::from(place.0),
+        )
     }
 
     #[inline]
@@ -69,11 +77,9 @@ impl Entry {
     }
 }
 
-/// When an entry was last heard of; of one that is set and not learned, for ever.
-const STATIC: u64 = u64::MAX;
-
 struct Slot {
     entry: AtomicU64,
+    /// When the station was last heard of.
     seen: AtomicU64,
 }
 
@@ -81,10 +87,6 @@ impl Slot {
     #[inline]
     fn entry(&self) -> Entry {
         Entry(self.entry.load(Relaxed))
-    }
-
-    fn is_static(&self) -> bool {
-        self.seen.load(Relaxed) == STATIC
     }
 }
 
@@ -106,13 +108,16 @@ pub(super) enum Learned {
     New,
     /// There is no room for it. Frames to it go everywhere.
     Full,
-    /// The address is that of somebody else, once and for all.
+    /// The address is another port's own.
     Forbidden,
 }
 
 /// The table.
 pub(super) struct Forwarding {
-    slots: [[Slot; WAYS]; 1 << BUCKET_BITS],
+    /// The ports' own addresses, by the hash of the address, in the next place that was free.
+    own: [AtomicU64; OWN],
+    /// What was learned, by the hash of address and VLAN.
+    learned: [[Slot; WAYS]; 1 << BUCKET_BITS],
     /// Taken by who changes an entry. A leaf: nothing else is taken meanwhile.
     changes: Mutex<()>,
     /// What lets nobody predict which addresses share a bucket.
@@ -124,10 +129,11 @@ pub(super) struct Forwarding {
 }
 
 impl Forwarding {
-    /// An empty table, whose entries last for `age`.
+    /// An empty table, in which what is learned lasts for `age`.
     pub(super) const fn new(age: Ticks, seed: u64) -> Self {
         Self {
-            slots: [const {
+            own: [const { AtomicU64::new(0) }; OWN],
+            learned: [const {
                 [const { Slot { entry: AtomicU64::new(0), seen: AtomicU64::new(0) } }; WAYS]
             }; 1 << BUCKET_BITS],
             changes: Mutex::new(()),
@@ -138,23 +144,43 @@ impl Forwarding {
     }
 
     #[inline]
-    fn bucket(&self, number: u64) -> Option<&[Slot; WAYS]> {
-        let hash = (number ^ self.seed).wrapping_mul(0x9E37_79B9_7F4A_7C15);
-        self.slots.get((hash >> (u64::BITS - BUCKET_BITS)) as usize)
+    fn hash(&self, number: u64) -> u64 {
+        (number ^ self.seed).wrapping_mul(0x9E37_79B9_7F4A_7C15)
     }
 
-    /// The slot with what is known of a station. One that is static comes first.
     #[inline]
-    fn find(bucket: &[Slot; WAYS], key: Entry) -> Option<(&Slot, Entry)> {
-        bucket.iter().map(|slot| (slot, slot.entry())).find(|(_, entry)| entry.is_about(key))
+    fn bucket(&self, key: Entry) -> Option<&[Slot; WAYS]> {
+        // The place is not part of it.
+        let hash = self.hash(key.0 >> Entry::PLACE_BITS);
+        self.learned.get((hash >> (u64::BITS - BUCKET_BITS)) as usize)
+    }
+
+    /// The places where an address can be that is a port's own, in order.
+    #[inline]
+    fn own(&self, number: u64) -> impl Iterator<Item = &AtomicU64> {
+        let first = (self.hash(number) >> 32) as usize;
+        (0..OWN).filter_map(move |step| self.own.get((first + step) & (OWN - 1)))
+    }
+
+    /// Whose own the address is.
+    #[inline]
+    fn owner(&self, number: u64, key: Entry) -> Option<Place> {
+        let entries = self.own(number).map(|place| Entry(place.load(Relaxed)));
+        entries
+            .take_while(|entry| *entry != Entry::FREE)
+            .find(|entry| entry.is_about(key))
+            .map(Entry::place)
     }
 
     /// Where frames to `address` go. `None`: nobody knows.
     #[inline]
     pub(super) fn look_up(&self, address: MacAddress, vlan: Vlan, now: Ticks) -> Option<Place> {
         let number = number(address)?;
-        let (slot, entry) = Self::find(self.bucket(number)?, Entry::new(number, vlan, Place(0)))?;
-        // Of a static entry the age is 0.
+        let key = Entry::new(number, vlan, Place(0));
+        if let Some(owner) = self.owner(number, key) {
+            return Some(owner);
+        }
+        let (slot, entry) = find(self.bucket(key)?, key)?;
         let age = now.0.saturating_sub(slot.seen.load(Relaxed));
         (age <= self.age).then_some(entry.place())
     }
@@ -169,20 +195,22 @@ impl Forwarding {
         now: Ticks,
     ) -> Learned {
         let Some(number) = number(address) else { return Learned::Full };
-        let Some(bucket) = self.bucket(number) else { return Learned::Full };
         let key = Entry::new(number, vlan, place);
-        if let Some((slot, entry)) = Self::find(bucket, key) {
+        match self.owner(number, key) {
+            Some(owner) if owner == place => return Learned::Known,
+            Some(_) => return Learned::Forbidden,
+            None => (),
+        }
+        let Some(bucket) = self.bucket(key) else { return Learned::Full };
+        if let Some((slot, entry)) = find(bucket, key)
+            && entry == key
+        {
             let seen = slot.seen.load(Relaxed);
-            if entry.place() == place {
-                if seen != STATIC && now.0.wrapping_sub(seen) > self.refresh {
-                    // Unless somebody else has just put something else there.
-                    let _ = slot.seen.compare_exchange(seen, now.0, Relaxed, Relaxed);
-                }
-                return Learned::Known;
+            if now.0.saturating_sub(seen) > self.refresh {
+                // Unless somebody else has just put something else there.
+                let _ = slot.seen.compare_exchange(seen, now.0, Relaxed, Relaxed);
             }
-            if seen == STATIC {
-                return Learned::Forbidden;
-            }
+            return Learned::Known;
         }
         self.insert(bucket, key, now.0)
     }
@@ -190,45 +218,32 @@ impl Forwarding {
     /// Puts an entry where it belongs: over the one of the same station, one that is free or too old,
     /// or instead of the port's own.
     #[inline(never)]
-    fn insert(&self, bucket: &[Slot; WAYS], key: Entry, seen: u64) -> Learned {
+    fn insert(&self, bucket: &[Slot; WAYS], key: Entry, now: u64) -> Learned {
         let _turn = self.changes.lock();
         let place = key.place();
-        let uplink = place == Place::UPLINK;
         let (mut same, mut free, mut own, mut oldest) = (None, None, None, None);
         let mut owned = 0;
         for slot in bucket {
-            let entry = slot.entry();
-            let since = slot.seen.load(Relaxed);
-            let age = if seen == STATIC { 0 } else { seen.saturating_sub(since) };
+            let (entry, seen) = (slot.entry(), slot.seen.load(Relaxed));
             if entry.is_about(key) {
-                if since == STATIC && entry.place() != place {
-                    return Learned::Forbidden;
-                }
                 same = Some(slot);
-            } else if seen == STATIC && since != STATIC && key.is_about(entry) {
-                // What was learned of the station in one of the VLANs is over.
-                slot.entry.store(0, Relaxed);
-                free = Some(slot);
-            } else if since == STATIC {
-                continue;
-            } else if entry == Entry::FREE || age > self.age {
+            } else if entry == Entry::FREE || now.saturating_sub(seen) > self.age {
                 free = Some(slot);
             } else {
                 if entry.place() == place {
                     owned += 1;
-                    own = older(own, slot, since);
+                    own = older(own, slot, seen);
                 }
-                oldest = older(oldest, slot, since);
+                oldest = older(oldest, slot, seen);
             }
         }
         let slot = if same.is_some() {
             same
-        } else if seen == STATIC {
-            free.or(oldest.map(|(slot, _)| slot))
-        } else if owned >= WAYS_OF_A_PORT && !uplink {
-            own.map(|(slot, _)| slot)
-        } else if uplink {
-            free.or(own.map(|(slot, _)| slot))
+        } else if place == Place::UPLINK {
+            // Most stations are there.
+            free.or(first(own)).or(first(oldest))
+        } else if owned >= WAYS_OF_A_PORT {
+            first(own)
         } else {
             free
         };
@@ -236,34 +251,55 @@ impl Forwarding {
         // Whoever looks meanwhile finds the new entry with the old time: it is then taken for too old,
         // or for fresh a moment too early.
         slot.entry.store(key.0, Relaxed);
-        slot.seen.store(seen, Relaxed);
+        slot.seen.store(now, Relaxed);
         Learned::New
     }
 
-    /// `address` is at `place` for ever, in `vlan` or in all. `false` if it is somebody else's, or too
-    /// many static addresses share a bucket.
-    pub(super) fn set_static(&self, address: MacAddress, vlan: Option<Vlan>, place: Place) -> bool {
+    /// `address` is the own one of the port at `place`, in `vlan` or in all. `false`, and no effect, if
+    /// it is somebody else's.
+    pub(super) fn set_own(&self, address: MacAddress, vlan: Option<Vlan>, place: Place) -> bool {
         let Some(number) = number(address) else { return false };
-        let Some(bucket) = self.bucket(number) else { return false };
         let key = Entry::new(number, vlan.unwrap_or(Entry::ANY_VLAN), place);
-        let clash = bucket.iter().any(|slot| {
-            let entry = slot.entry();
+        let _turn = self.changes.lock();
+        for slot in self.own(number) {
+            let entry = Entry(slot.load(Relaxed));
+            if entry == Entry::FREE {
+                slot.store(key.0, Relaxed);
+                return true;
+            }
             // Either may be for all VLANs.
-            slot.is_static()
-                && entry.place() != place
-                && (entry.is_about(key) || key.is_about(entry))
-        });
-        !clash && self.insert(bucket, key, STATIC) == Learned::New
+            if entry.place() != place && (entry.is_about(key) || key.is_about(entry)) {
+                return false;
+            }
+        }
+        false
     }
 
-    /// Forgets what is known of `place`: all of it, or what was learned.
-    pub(super) fn forget(&self, place: Place, statics: bool) {
+    /// The port at `place` has no address of its own any more. Whoever looks meanwhile may miss
+    /// another's, and takes it for one that is not known.
+    pub(super) fn remove_own(&self, place: Place) {
         let _turn = self.changes.lock();
-        for slot in self.slots.iter().flatten() {
-            if slot.entry() != Entry::FREE
-                && slot.entry().place() == place
-                && (statics || !slot.is_static())
-            {
+        let mut others: heapless::Vec<Entry, OWN> = heapless::Vec::new();
+        for slot in &self.own {
+            let entry = Entry(slot.swap(0, Relaxed));
+            if entry != Entry::FREE && entry.place() != place {
+                // There is room for all of them.
+                let _ = others.push(entry);
+            }
+        }
+        for entry in others {
+            let number = entry.0 >> Entry::ADDRESS_SHIFT;
+            if let Some(free) = self.own(number).find(|slot| slot.load(Relaxed) == 0) {
+                free.store(entry.0, Relaxed);
+            }
+        }
+    }
+
+    /// Forgets what was learned from `place`.
+    pub(super) fn forget(&self, place: Place) {
+        let _turn = self.changes.lock();
+        for slot in self.learned.iter().flatten() {
+            if slot.entry() != Entry::FREE && slot.entry().place() == place {
                 slot.entry.store(0, Relaxed);
                 slot.seen.store(0, Relaxed);
             }
@@ -271,10 +307,116 @@ impl Forwarding {
     }
 }
 
+/// The slot with what was learned of a station.
+#[inline]
+fn find(bucket: &[Slot; WAYS], key: Entry) -> Option<(&Slot, Entry)> {
+    bucket.iter().map(|slot| (slot, slot.entry())).find(|(_, entry)| entry.is_about(key))
+}
+
 /// The slot that was not heard of for longer.
 fn older<'a>(best: Option<(&'a Slot, u64)>, slot: &'a Slot, seen: u64) -> Option<(&'a Slot, u64)> {
     match best {
         Some((_, oldest)) if oldest <= seen => best,
         _ => Some((slot, seen)),
+    }
+}
+
+fn first(slot: Option<(&Slot, u64)>) -> Option<&Slot> {
+    slot.map(|(slot, _)| slot)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const AGE: u64 = 1000;
+
+    fn address(number: u32) -> MacAddress {
+        let [a, b, c, d] = number.to_be_bytes();
+        MacAddress([2, 0, a, b, c, d])
+    }
+
+    fn table() -> Box<Forwarding> {
+        Box::new(Forwarding::new(Ticks(AGE), 7))
+    }
+
+    #[test]
+    fn a_flood_of_senders_neither_takes_own_addresses_nor_all_of_the_table() {
+        let table = table();
+        for port in 0..8 {
+            assert!(table.set_own(address(port), None, Place::port(port as usize)));
+        }
+        let victims = 100..200;
+        for victim in victims.clone() {
+            table.learn(address(victim), Vlan(5), Place::UPLINK, Ticks(1));
+        }
+        for number in 1000..50_000 {
+            table.learn(address(number), Vlan(5), Place::port(1), Ticks(2));
+        }
+        for port in 0..8 {
+            let place = Some(Place::port(port as usize));
+            assert_eq!(table.look_up(address(port), Vlan(port as u16), Ticks(3)), place);
+        }
+        for victim in victims {
+            assert_eq!(table.look_up(address(victim), Vlan(5), Ticks(3)), Some(Place::UPLINK));
+        }
+        let kept = (1000..50_000)
+            .filter(|number| table.look_up(address(*number), Vlan(5), Ticks(3)).is_some());
+        assert_eq!(kept.count(), WAYS_OF_A_PORT << BUCKET_BITS);
+        // Others are still learned, and what is too old makes room.
+        assert_eq!(table.learn(address(9), Vlan(5), Place::port(2), Ticks(3)), Learned::New);
+        table.forget(Place::port(1));
+        assert_eq!(table.look_up(address(49_999), Vlan(5), Ticks(3)), None);
+    }
+
+    #[test]
+    fn a_station_is_known_in_many_vlans() {
+        let table = table();
+        let router = address(1);
+        for vlan in 0..40 {
+            assert_eq!(table.learn(router, Vlan(vlan), Place::UPLINK, Ticks(1)), Learned::New);
+        }
+        for vlan in 0..40 {
+            assert_eq!(table.look_up(router, Vlan(vlan), Ticks(1)), Some(Place::UPLINK));
+        }
+        assert_eq!(table.look_up(router, Vlan(40), Ticks(1)), None);
+    }
+
+    #[test]
+    fn what_is_heard_of_stays() {
+        let table = table();
+        let mut now = 1;
+        table.learn(address(1), Vlan(1), Place::port(3), Ticks(now));
+        for _ in 0..10 {
+            now += AGE;
+            let known = table.learn(address(1), Vlan(1), Place::port(3), Ticks(now));
+            assert_eq!(known, Learned::Known);
+            assert_eq!(table.look_up(address(1), Vlan(1), Ticks(now)), Some(Place::port(3)));
+        }
+        assert_eq!(table.look_up(address(1), Vlan(1), Ticks(now + AGE + 1)), None);
+    }
+
+    #[test]
+    fn sixteen_ports_may_have_the_same_address_in_different_vlans() {
+        let table = table();
+        let own =
+            |vlan: usize| table.set_own(address(1), Some(Vlan(vlan as u16)), Place::port(vlan));
+        assert!((0..super::super::MAX_PORTS).all(own));
+        assert!(!table.set_own(address(1), None, Place::port(3)));
+        for gone in 0..8 {
+            table.remove_own(Place::port(gone));
+        }
+        for vlan in 0..16 {
+            let found = table.look_up(address(1), Vlan(vlan), Ticks(1));
+            assert_eq!(found, (vlan >= 8).then_some(Place::port(vlan.into())));
+        }
+    }
+
+    #[test]
+    fn the_address_of_zeros_belongs_to_nobody() {
+        let (table, zero) = (table(), MacAddress([0; 6]));
+        assert_eq!(table.learn(zero, Vlan::NONE, Place::port(0), Ticks(1)), Learned::Full);
+        assert_eq!(table.look_up(zero, Vlan::NONE, Ticks(1)), None);
+        assert!(!table.set_own(zero, None, Place::port(0)));
     }
 }

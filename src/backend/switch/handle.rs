@@ -3,7 +3,7 @@
 use super::forwarding::Place;
 use super::frame::Vlan;
 use super::port::{Control, Flags, PortCell};
-use super::{Counter, MIN_MTU, Ports, Switch, static_vlan};
+use super::{Counter, MIN_MTU, Ports, Switch, own_vlan};
 use crate::backend::clock::Ticks;
 use crate::backend::net::{
     Busy, Filter, Frame, NetBackend, NetInfo, Offloads, Received, Reception, SendTag, Sent,
@@ -115,7 +115,7 @@ impl<'m> NetBackend<'m> for Port<'_, 'm> {
 
     fn close(&mut self, now: Ticks) -> bool {
         self.cell.close();
-        self.switch.forwarding.forget(Place::port(self.index), false);
+        self.switch.forwarding.forget(Place::port(self.index));
         self.kick();
         if self.in_flight() != 0 {
             self.collect(now);
@@ -167,12 +167,13 @@ impl Switch<'_> {
         // One at a time, as ports come.
         let _turn = self.egress.lock();
         let (before, after) = cell.set(|control| control.vlan = vlan);
-        self.forwarding.forget(place, true);
-        if self.forwarding.set_static(cell.mac, static_vlan(after), place) {
+        self.forwarding.forget(place);
+        self.forwarding.remove_own(place);
+        if self.forwarding.set_own(cell.mac, own_vlan(after), place) {
             return Some(());
         }
         cell.set(|control| control.vlan = before.vlan);
-        self.forwarding.set_static(cell.mac, static_vlan(before), place);
+        self.forwarding.set_own(cell.mac, own_vlan(before), place);
         None
     }
 

@@ -148,7 +148,7 @@ impl<'m> Switch<'m> {
         let _turn = self.egress.lock();
         let index = self.count.load(Relaxed) as usize;
         let place = self.ports.get(index).ok_or(NotAttached)?;
-        if !self.forwarding.set_static(cell.mac, static_vlan(control), Place::port(index)) {
+        if !self.forwarding.set_own(cell.mac, own_vlan(control), Place::port(index)) {
             return Err(NotAttached);
         }
         place.call_once(|| cell);
@@ -513,7 +513,7 @@ impl<'m> Switch<'m> {
 }
 
 /// In which VLAN the address of a port is its own; `None`: in all.
-fn static_vlan(control: Control) -> Option<Vlan> {
+fn own_vlan(control: Control) -> Option<Vlan> {
     (control.vlan != Vlan::NONE).then_some(control.vlan)
 }
 

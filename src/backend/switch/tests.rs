@@ -1,12 +1,15 @@
 //! The switch as stations see it.
 
+use core::sync::atomic::Ordering;
 use std::collections::VecDeque;
 
 use super::testing::*;
 use super::*;
 use crate::backend::net::{NetBackend, Reception};
 
+mod model;
 mod offload;
+mod threads;
 mod uplink;
 
 const DONE: Result<Sent, Busy> = Ok(Sent::Done);
