@@ -22,6 +22,7 @@ mod race;
 mod registers;
 mod split;
 mod state;
+mod switch;
 mod vms;
 
 pub use block_requests::block_requests;
@@ -35,6 +36,7 @@ pub use packed::packed_chains;
 pub use registers::registers;
 pub use split::{split_chains, split_race};
 pub use state::state;
+pub use switch::switch;
 pub use vms::vms;
 
 /// A target: its name, and what it does with an input.
@@ -42,6 +44,7 @@ pub type Target = (&'static str, fn(&[u8]));
 
 /// All targets. Each has a folder of its name in `corpus/`.
 pub const TARGETS: [Target; 14] = [
+pub const TARGETS: [Target; 13] = [
     ("registers", registers),
     ("split_chains", split_chains),
     ("split_race", split_race),
@@ -56,4 +59,5 @@ pub const TARGETS: [Target; 14] = [
     ("kernel_image", kernel_image),
     ("decode", decode),
     ("monitor", monitor),
+    ("switch", switch),
 ];
