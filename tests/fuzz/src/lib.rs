@@ -43,8 +43,7 @@ pub use vms::vms;
 pub type Target = (&'static str, fn(&[u8]));
 
 /// All targets. Each has a folder of its name in `corpus/`.
-pub const TARGETS: [Target; 14] = [
-pub const TARGETS: [Target; 13] = [
+pub const TARGETS: [Target; 15] = [
     ("registers", registers),
     ("split_chains", split_chains),
     ("split_race", split_race),
