@@ -149,6 +149,8 @@ impl Manager {
                 self.take_down(vm, host);
             }
             (State::Starting | State::Waiting, Goal::Down) => self.take_down(vm, host),
+            // Started and stopped before anything was done about it.
+            (State::Off | State::Crashed, Goal::Down) if course.anew => self.take_down(vm, host),
             (State::Waiting, _) if course.anew => self.phase = Phase::Waiting { until: Ticks(0) },
             (State::Running, Goal::Paused) => {
                 self.pause = Pause::Leaving;

@@ -236,20 +236,18 @@ mod tests {
     }
 
     #[test]
-    fn a_machine_that_goes_on_has_the_full_offset_again() {
+    fn a_machine_that_goes_on_has_left_what_was_left() {
         let mut watchdog = running();
-        watchdog.resume(at(1000));
-        assert_eq!(watchdog.signals(), (false, false));
+        // It stood still from 40 to 1040.
+        watchdog.resume(Ticks(BEHIND + 1000));
         assert!(!watchdog.interrupt_line(at(1100)));
+        assert_eq!(watchdog.deadline(at(1100)), Some(at(1101)));
         assert!(watchdog.interrupt_line(at(1101)));
-        watchdog.resume(at(5000));
-        assert!(!watchdog.has_expired(at(5100)));
-        assert!(watchdog.has_expired(at(5101)));
-        assert_eq!(watchdog.signals(), (true, true));
-        watchdog.resume(at(9000));
-        assert!(watchdog.has_expired(at(9000)));
+        watchdog.resume(Ticks(BEHIND + 5000));
+        assert!(!watchdog.has_expired(at(5201)));
+        assert!(watchdog.has_expired(at(5202)));
         let mut off = Watchdog::new(Ticks(BEHIND));
-        off.resume(at(1000));
+        off.resume(Ticks(BEHIND + 1000));
         assert_eq!((off.deadline(at(1000)), control(&mut off, WCV, 1000)), (None, 0));
     }
 
