@@ -272,7 +272,7 @@ mod on_target {
         barrier::isb();
         let mut context = zero();
         context.save();
-        context.timer_deadline()
+        context.timer_deadline(0)
     }
 
     const OFF: (u64, u64) = (0, 5);
@@ -330,7 +330,7 @@ mod on_target {
             (timer(control).set)(1);
             barrier::isb();
             context.save();
-            check(context.timer_deadline() == Some(Ticks(soon)), "another deadline")?;
+            check(context.timer_deadline(0) == Some(Ticks(soon)), "another deadline")?;
             wait_for(3_000);
             check(pending() == 0, "the timer of a saved vCPU has fired")?;
             context.restore();

@@ -242,6 +242,34 @@ mod on_target {
         check(second[0] == 0, "the second loses one, or has it twice")
     }
 
+    fn who_waits_has_paid_for_what_it_ran() -> Outcome {
+        let fleet = fleet();
+        fleet.two.start(label!(counts));
+        fleet.one.start(label!(counts_and_sleeps));
+        fleet.run()?;
+        let (sleeper, other) = (fleet.one.result(0), fleet.two.result(0));
+        check(sleeper > 1000, "it does not run")?;
+        check(other > sleeper / 10 * 7, "it comes before the other each time it has slept")
+    }
+
+    fn a_timer_whose_interrupt_is_disabled_wakes_nobody() -> Outcome {
+        wakes_once(label!(disabled_timer))
+    }
+
+    fn what_the_priority_mask_keeps_off_wakes_nobody() -> Outcome {
+        wakes_once(label!(masked_by_priority))
+    }
+
+    /// `one` has something pending that is not to end its wait, and the physical timer's interrupt, which is.
+    fn wakes_once(label: usize) -> Outcome {
+        let fleet = fleet();
+        fleet.one.start(label);
+        fleet.run()?;
+        let [wakes, interrupt] = fleet.one.results();
+        check(interrupt == 30, "another interrupt comes")?;
+        check(wakes < 10, "it wakes again and again")
+    }
+
     fn main(boot: BootInfo) -> ! {
         FLEET.call_once(|| build(boot));
         extern "C" fn tests() -> ! {
@@ -256,6 +284,9 @@ mod on_target {
                 who_spins_with_interrupts_masked_keeps_nobody_from_running,
                 who_shares_a_core_notices_nothing_in_its_registers,
                 more_are_active_than_fit_on_a_shared_core,
+                who_waits_has_paid_for_what_it_ran,
+                a_timer_whose_interrupt_is_disabled_wakes_nobody,
+                what_the_priority_mask_keeps_off_wakes_nobody,
             )
         }
         el2_support::on_own_stack(tests)

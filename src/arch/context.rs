@@ -11,6 +11,7 @@
 
 use core::arch::asm;
 
+use super::interrupts::{PHYSICAL_TIMER_INTID, VIRTUAL_TIMER_INTID};
 use super::{barrier, registers};
 use crate::backend::clock::Ticks;
 
@@ -211,9 +212,9 @@ impl El1Context {
     }
 
     /// Has the virtual counter of a vCPU that has been [saved](Self::save) be `behind` the board's by this
-    /// much from now on. Whether that is something new.
-    pub fn set_behind(&mut self, behind: Ticks) -> bool {
-        core::mem::replace(&mut self.common.cntvoff_el2, behind.0) != behind.0
+    /// much from now on.
+    pub fn set_behind(&mut self, behind: Ticks) {
+        self.common.cntvoff_el2 = behind.0;
     }
 
     /// Takes the state out of this core. Its timers are off afterwards: a vCPU that does not run
@@ -252,19 +253,20 @@ impl El1Context {
     }
 
     /// When the first timer of a vCPU that has been [saved](Self::save) is due, by the board's
-    /// counter; in the past if it is due already. `None` if none will interrupt: off or masked.
-    ///
-    /// An interrupt that has been handed to the guest does not turn its timer off: whoever wakes the
-    /// vCPU for it looks first whether it is pending already.
-    pub fn timer_deadline(&self) -> Option<Ticks> {
+    /// counter; in the past if it is due already. `None` if none will interrupt: off, masked, or its
+    /// interrupt among the PPIs `spent`, a bit each, which the guest has been given already.
+    pub fn timer_deadline(&self, spent: u32) -> Option<Ticks> {
         let at = &self.common;
-        let due =
-            |control: u64, at: u64| (control & (ENABLE | IMASK) == ENABLE).then_some(Ticks(at));
+        let due = |control: u64, at: u64, intid: u32| {
+            let fires = control & (ENABLE | IMASK) == ENABLE && spent >> intid & 1 == 0;
+            fires.then_some(Ticks(at))
+        };
         // The virtual counter is the physical one less CNTVOFF_EL2. Compared as unsigned numbers: a
         // time the counter does not reach is never.
         let physical = at.cntv_cval_el0.saturating_add_signed(at.cntvoff_el2.cast_signed());
-        let virtual_timer = due(at.cntv_ctl_el0, physical);
-        match (virtual_timer, due(at.cntp_ctl_el0, at.cntp_cval_el0)) {
+        let virtual_timer = due(at.cntv_ctl_el0, physical, VIRTUAL_TIMER_INTID);
+        let physical_timer = due(at.cntp_ctl_el0, at.cntp_cval_el0, PHYSICAL_TIMER_INTID);
+        match (virtual_timer, physical_timer) {
             (Some(one), Some(other)) => Some(one.min(other)),
             (one, other) => one.or(other),
         }

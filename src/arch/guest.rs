@@ -201,7 +201,8 @@ impl Seat {
         match next {
             Next::Resume => return self,
             Next::Wait => {
-                if vm.has_pending_here(index, &mut self.core) {
+                let threshold = self.gic.threshold(&self.gic.save_interface());
+                if vm.has_pending_here(index, threshold, &mut self.core) {
                     return self;
                 }
                 self.park();

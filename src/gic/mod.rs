@@ -267,15 +267,23 @@ impl Vgic {
     }
 
     /// Whether an enabled interrupt is pending for `vcpu`, as of the last [`sync`](Self::sync) or
-    /// [`unload`](Self::unload): if so it must not be parked. Priority masks of the CPU
-    /// interface are not considered.
-    pub fn has_deliverable(&self, vcpu: VcpuIndex) -> bool {
+    /// [`unload`](Self::unload), with a priority value below `threshold`, that which its CPU interface
+    /// signals to it: if so it must not be parked.
+    pub fn has_deliverable(&self, vcpu: VcpuIndex, threshold: u8) -> bool {
         let lists = &self.interface(vcpu).lists;
         (0..WORDS).any(|word| {
             let bank = self.bank(vcpu, word);
             let mine = (lists.routed.get(word) & !bank.listed) | lists.listed.get(word);
-            bank.pending() & bank.deliverable & !bank.active & mine != 0
+            let mut ready = irq::Bits(bank.pending() & bank.deliverable & !bank.active & mine);
+            ready.any(|bit| bank.priority_of(bit) < threshold)
         })
+    }
+
+    /// The private interrupts of `vcpu` that are pending or active, a bit each, as of the last
+    /// [`sync`](Self::sync) or [`unload`](Self::unload). What drives their lines has no more to say.
+    pub fn private_pending_or_active(&self, vcpu: VcpuIndex) -> u32 {
+        let private = &self.interface(vcpu).private;
+        private.pending() | private.active
     }
 
     /// The input line of an SPI is `high` or low. An edge-triggered SPI latches the rise; a

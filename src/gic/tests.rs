@@ -220,17 +220,17 @@ fn setting_and_clearing_active_by_software_works_listed_and_not() {
 fn t1_whoever_raises_an_interrupt_is_told_whom_to_wake() {
     let mut machine = Machine::new(4);
     assert!(machine.vgic.pulse(IntId::new(48).unwrap()).contains(BOOT));
-    assert!(machine.vgic.has_deliverable(BOOT), "before any list register was written");
+    assert!(machine.vgic.has_deliverable(BOOT, 0xff), "before any list register was written");
     machine.enter();
-    assert!(machine.vgic.has_deliverable(BOOT));
+    assert!(machine.vgic.has_deliverable(BOOT, 0xff));
     assert_eq!(machine.drain(), [48]);
     machine.vgic.sync(BOOT, &mut machine.core);
-    assert!(!machine.vgic.has_deliverable(BOOT));
+    assert!(!machine.vgic.has_deliverable(BOOT, 0xff));
     let timer = IntId::new(TIMER).unwrap();
     machine.core.physical.insert(TIMER as u16);
     let woken = machine.vgic.inject_hw(BOOT, timer, TIMER as u16, &mut machine.core);
     assert!(woken.contains(BOOT));
-    assert!(machine.vgic.has_deliverable(BOOT));
+    assert!(machine.vgic.has_deliverable(BOOT, 0xff));
 }
 
 #[test]
@@ -241,7 +241,7 @@ fn v11_interrupts_before_the_guest_has_set_anything_up_wait() {
     machine.set_level(33, true);
     machine.enter();
     assert_eq!(machine.drain(), []);
-    assert!(!machine.vgic.has_deliverable(BOOT));
+    assert!(!machine.vgic.has_deliverable(BOOT, 0xff));
     machine.gicd_write(0, 4, 0b11);
     machine.write_bit(ISENABLER, TIMER);
     assert_eq!(machine.ack(), Some(TIMER));
@@ -274,7 +274,7 @@ fn v1_unloading_keeps_every_state_and_frees_the_core() {
     assert!(machine.core.lrs.iter().all(|lr| lr.is_invalid()));
     assert!(machine.core.physical.is_empty());
     assert!(!machine.core.maintenance_asserted());
-    assert!(machine.vgic.has_deliverable(BOOT));
+    assert!(machine.vgic.has_deliverable(BOOT, 0xff));
     machine.timer_line = false;
     machine.enter();
     assert_eq!(machine.eoi(), Some(41));

@@ -39,6 +39,16 @@ const SOON: u32 = (1 << MAX_DEVICES) - 1;
 /// How far above them the bits of slots are that wait for an event or a time.
 const WAITING: usize = MAX_DEVICES;
 
+/// The wait of a vCPU for an interrupt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Wait {
+    /// One is pending, enabled and signalled: the wait is over, whatever the vCPU's PSTATE masks.
+    pub over: bool,
+    /// PPIs whose lines cannot end it, a bit each: they are pending or active already, and the guest has
+    /// disabled them or not yet deactivated them.
+    pub spent: u32,
+}
+
 /// A virtual machine: everything its vCPUs share.
 pub struct Vm<'m> {
     /// Its name in the log.
@@ -360,16 +370,22 @@ impl<'m> Vm<'m> {
         self.nudge(others, host);
     }
 
-    /// Whether an interrupt is pending that ends the wait of a vCPU that is not on its core.
-    pub fn has_pending(&self, vcpu: VcpuIndex) -> bool {
-        self.gic.lock().has_deliverable(vcpu)
+    /// What a vCPU waits for that is not on its core. Its CPU interface signals what has a priority value
+    /// below `threshold`.
+    pub fn wait_of(&self, vcpu: VcpuIndex, threshold: u8) -> Wait {
+        let gic = self.gic.lock();
+        Wait {
+            over: gic.has_deliverable(vcpu, threshold),
+            spent: gic.private_pending_or_active(vcpu),
+        }
     }
 
-    /// Whether an interrupt is pending that ends the wait of the vCPU on this core.
-    pub fn has_pending_here<H: Host>(&self, vcpu: VcpuIndex, host: &mut H) -> bool {
+    /// Whether an interrupt is pending that ends the wait of the vCPU on this core. Its CPU interface
+    /// signals what has a priority value below `threshold`.
+    pub fn has_pending_here<H: Host>(&self, vcpu: VcpuIndex, threshold: u8, host: &mut H) -> bool {
         let mut gic = self.gic.lock();
         gic.sync(vcpu, host.list_registers());
-        gic.has_deliverable(vcpu)
+        gic.has_deliverable(vcpu, threshold)
     }
 
     /// Keeps what a vCPU's exits were for, for [`Self::exits`].

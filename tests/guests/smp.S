@@ -413,5 +413,117 @@ payload overflows_second
     overflow
     b       .
 
+// Counts, in the next result, until the virtual counter reaches \limit.
+.macro count_until limit
+7:  ldr     x0, [x28]
+    add     x0, x0, #1
+    str     x0, [x28]
+    isb
+    mrs     x0, cntvct_el0
+    cmp     x0, \limit
+    b.lo    7b
+.endm
+
+// Counts as long as it is let.
+payload counts
+    mov     x21, #-1
+    count_until x21
+    b       .
+
+// Counts for four milliseconds and sleeps for one, for a fifth of a second.
+payload counts_and_sleeps
+    enable_gic
+    constant x19, 0xc00000
+1:  isb
+    mrs     x21, cntvct_el0
+    cmp     x21, x19
+    b.hs    9f
+    constant x0, 0x3d000
+    add     x21, x21, x0
+    count_until x21
+    constant x0, 0x10000
+    add     x21, x21, x0
+    msr     cntv_cval_el0, x21
+    mov     x0, #1
+    msr     cntv_ctl_el0, x0
+    isb
+2:  wfi
+    acknowledge x0
+    cmp     w0, #1023
+    b.eq    2b
+    msr     cntv_ctl_el0, xzr
+    isb
+    end_interrupt x0
+    b       1b
+9:  power_off
+
+// Sleeps while the virtual timer has expired, whose interrupt is disabled; the physical one ends it. How
+// often it woke, and by what.
+payload disabled_timer
+    enable_gic
+    mov     w1, #(1 << 27)
+    constant x0, (GICR + 0x10180)       // ICENABLER0
+    if_v2   1f
+    b       2f
+1:  constant x0, (GICD + 0x180)
+2:  str     w1, [x0]
+    msr     cntv_cval_el0, xzr
+    mov     x0, #1
+    msr     cntv_ctl_el0, x0
+    isb
+    mrs     x22, cntpct_el0
+    constant x0, 0x300000               // 50 ms
+    add     x22, x22, x0
+    msr     cntp_cval_el0, x22
+    mov     x0, #1
+    msr     cntp_ctl_el0, x0
+    isb
+    mov     x20, #0
+3:  wfi
+    add     x20, x20, #1
+    acknowledge x0
+    cmp     w0, #1023
+    b.eq    3b
+    result  x20
+    result  x0
+    power_off
+
+// Sleeps while an interrupt is pending that the priority mask keeps off; the physical timer's, which it does
+// not, ends it. How often it woke, and by what.
+payload masked_by_priority
+    enable_gic
+    mov     x22, #0
+    enable_sgis x22
+    mov     w1, #0x80                   // SGI 1 has a low priority
+    constant x0, (GICR + 0x10401)
+    if_v2   1f
+    b       2f
+1:  constant x0, (GICD + 0x401)
+2:  strb    w1, [x0]
+    if_v2   1f
+    mov     x1, #0x80
+    msr     icc_pmr_el1, x1
+    b       2f
+1:  mov     w1, #0x80
+    str     w1, [x29, #4]
+2:  isb
+    send_sgi #1, #1
+    mrs     x22, cntpct_el0
+    constant x0, 0x300000               // 50 ms
+    add     x22, x22, x0
+    msr     cntp_cval_el0, x22
+    mov     x0, #1
+    msr     cntp_ctl_el0, x0
+    isb
+    mov     x20, #0
+3:  wfi
+    add     x20, x20, #1
+    acknowledge x0
+    cmp     w0, #1023
+    b.eq    3b
+    result  x20
+    result  x0
+    power_off
+
     .balign 8
 guest_image_end:

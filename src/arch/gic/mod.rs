@@ -321,6 +321,25 @@ impl PhysicalGic {
         }
     }
 
+    /// What of a pending interrupt's priority decides whether a CPU interface signals it: it must be below
+    /// the priority mask and that of what is active, and a group must be on. Of none, zero.
+    pub fn threshold(&self, interface: &VirtualInterface) -> u8 {
+        // ICH_VMCR_EL2 and GICH_VMCR alike: group enables, and the mask, in a GICv2 without its low bits.
+        if interface.vmcr & 0b11 == 0 {
+            return 0;
+        }
+        let mask = (interface.vmcr >> 24) as u8;
+        let bits = if self.v2.is_some() { 5 } else { v3::preemption_bits() as u32 };
+        let [group0, group1] = &interface.active_priorities;
+        let active = group0.iter().zip(group1).map(|(one, other)| one | other).zip(0u32..);
+        let mut active = active;
+        let first = active.find(|(word, _)| *word != 0);
+        match first {
+            Some((word, n)) => mask.min(((32 * n + word.trailing_zeros()) << (8 - bits)) as u8),
+            None => mask,
+        }
+    }
+
     /// Gives the vCPU that comes to this core, or that is reset ([`VirtualInterface::RESET`]), its
     /// CPU interface, with no maintenance asked for. The list registers are empty, and written by
     /// its next [`crate::gic::Vgic::flush`].

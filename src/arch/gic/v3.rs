@@ -144,7 +144,7 @@ macro_rules! active_priorities {
 }
 
 /// Bits of preemption priority (ICH_VTR_EL2.PREbits, which is one less).
-fn preemption_bits() -> u64 {
+pub(super) fn preemption_bits() -> u64 {
     (ICH_VTR_EL2::get() >> 26 & 7) + 1
 }
 

@@ -2,7 +2,7 @@
 
 use super::super::context::El1Context;
 use super::super::core::NEVER;
-use super::super::gic::VirtualInterface;
+use super::super::gic::{PhysicalGic, VirtualInterface};
 use super::super::stage2;
 use crate::backend::clock::Ticks;
 use crate::cpu::{GuestRegisters, Pstate, Register};
@@ -56,9 +56,17 @@ impl Resident {
 
     /// Its machine may have stood still since it was on the core, and its counter with it.
     pub(super) fn keep_time(&mut self) {
-        if self.context.set_behind(self.vcpu.vm.life.behind()) && self.waits {
-            self.wake = self.context.timer_deadline().unwrap_or(NEVER);
+        self.context.set_behind(self.vcpu.vm.life.behind());
+    }
+
+    /// Whether there is something for it to do, of a vCPU that is on but is not ready to run.
+    pub(super) fn has_waited(&mut self, now: Ticks, gic: &PhysicalGic) -> bool {
+        if !self.waits {
+            return true;
         }
+        let wait = self.vcpu.vm.wait_of(self.vcpu.index, gic.threshold(&self.interface));
+        self.wake = self.context.timer_deadline(wait.spent).unwrap_or(NEVER);
+        wait.over || now >= self.wake
     }
 
     /// Turned on: entered at EL1 with SP_EL1, interrupts masked, MMU and caches off.

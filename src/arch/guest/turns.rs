@@ -21,7 +21,6 @@ impl Seat {
         self.queue.sleep(n);
         if let Some(resident) = self.residents.get_mut(n) {
             resident.waits = true;
-            resident.wake = resident.context.timer_deadline().unwrap_or(NEVER);
         }
     }
 
@@ -119,7 +118,6 @@ impl Seat {
             return false;
         }
         // Their memory and interrupt controllers change hands: nobody is on the core meanwhile.
-        self.charge(now);
         self.unload();
         let end = now.after(self.core.frequency().ticks(MANAGE));
         let Self { machines, core, .. } = self;
@@ -163,9 +161,7 @@ impl Seat {
             } else if !resident.is_on() {
                 self.queue.sleep(n);
                 resident.ready();
-            } else if !self.queue.is_ready(n)
-                && (!resident.waits || now >= resident.wake || vm.has_pending(index))
-            {
+            } else if !self.queue.is_ready(n) && resident.has_waited(now, &self.gic) {
                 resident.ready();
                 self.queue.wake(n);
                 woken = true;
@@ -216,6 +212,8 @@ impl Seat {
 
     /// Takes the current vCPU off the core, all its state in memory.
     pub(super) fn unload(&mut self) {
+        // Also who waits or turns itself off pays for what it has run.
+        self.charge(self.core.now());
         let Some(n) = self.current.take() else { return };
         let Some(resident) = self.residents.get_mut(n) else { return };
         let (vm, index) = (self.vcpu.vm, self.vcpu.index);

@@ -243,7 +243,7 @@ impl Trace {
             }
         }
         let deliverable = self.naive.values().any(|naive| self.signalled(naive));
-        assert_eq!(self.machine.vgic.has_deliverable(BOOT), deliverable);
+        assert_eq!(self.machine.vgic.has_deliverable(BOOT, 0xff), deliverable);
     }
 }
 

@@ -330,7 +330,7 @@ impl System {
                 assert!(self.cores[vcpu].lrs.iter().all(|lr| lr.is_invalid()));
                 assert!(!self.cores[vcpu].maintenance_asserted());
                 assert_eq!(
-                    self.vgic.has_deliverable(index(vcpu)),
+                    self.vgic.has_deliverable(index(vcpu), 0xff),
                     self.signalled(vcpu).next().is_some()
                 );
                 self.enter(set);

@@ -53,7 +53,7 @@ fn sgis_to_nobody_are_ignored() {
         assert!(vgic.send_sgi(vcpu(0), value).is_empty(), "{value:#x}");
     }
     for index in 0..4 {
-        assert!(!vgic.has_deliverable(vcpu(index)));
+        assert!(!vgic.has_deliverable(vcpu(index), 0xff));
     }
 }
 
@@ -93,8 +93,8 @@ fn an_spi_follows_its_route_even_out_of_a_list_register() {
     assert!(cores[0].lrs[0].is_invalid());
     let _ = vgic.flush(vcpu(2), &mut cores[2]);
     assert_eq!((cores[2].lrs[0].vintid(), cores[2].lrs[0].state()), (48, State::Pending));
-    assert!(!vgic.has_deliverable(vcpu(0)));
-    assert!(vgic.has_deliverable(vcpu(2)));
+    assert!(!vgic.has_deliverable(vcpu(0), 0xff));
+    assert!(vgic.has_deliverable(vcpu(2), 0xff));
 }
 
 #[test]
@@ -103,7 +103,7 @@ fn an_spi_routed_to_nobody_waits() {
     let _ = vgic.gicd_write(BOOT, 0x6000 + 8 * 48, 8, 9);
     assert!(vgic.pulse(IntId::new(48).unwrap()).is_empty());
     assert_eq!(members(vgic.gicd_write(BOOT, 0x6000 + 8 * 48, 8, 1)), [1]);
-    assert!(vgic.has_deliverable(vcpu(1)));
+    assert!(vgic.has_deliverable(vcpu(1), 0xff));
 }
 
 #[test]
@@ -111,7 +111,7 @@ fn private_interrupts_of_one_vcpu_are_not_anothers() {
     let (mut vgic, _) = four();
     assert_eq!(members(vgic.set_ppi_level(vcpu(3), IntId::new(20).unwrap(), true)), [3]);
     for index in 0..4 {
-        assert_eq!(vgic.has_deliverable(vcpu(index)), index == 3);
+        assert_eq!(vgic.has_deliverable(vcpu(index), 0xff), index == 3);
     }
 }
 
@@ -125,7 +125,7 @@ fn device_calls_ignore_interrupts_of_the_wrong_kind() {
     assert!(vgic.set_level(ppi, true).is_empty());
     assert!(vgic.set_ppi_level(vcpu(0), sgi, true).is_empty());
     assert!(vgic.set_ppi_level(vcpu(0), spi, true).is_empty());
-    assert!((0..4).all(|index| !vgic.has_deliverable(vcpu(index))));
+    assert!((0..4).all(|index| !vgic.has_deliverable(vcpu(index), 0xff)));
 }
 
 #[test]
@@ -154,7 +154,7 @@ fn an_active_spi_that_is_pending_again_follows_its_route_after_its_end() {
     let _ = vgic.flush(vcpu(0), &mut cores[0]);
     let _ = vgic.flush(vcpu(2), &mut cores[2]);
     assert!(cores[2].lrs[0].is_invalid(), "it is active elsewhere");
-    assert!(!vgic.has_deliverable(vcpu(2)));
+    assert!(!vgic.has_deliverable(vcpu(2), 0xff));
     let _ = cores[0].end_of_interrupt();
     assert!(cores[0].maintenance_asserted(), "nobody else would tell vCPU 2");
     vgic.on_maintenance(vcpu(0));
@@ -221,7 +221,7 @@ fn a_machine_whose_vcpus_are_all_unloaded_is_reset_from_any_core() {
     }
     vgic.reset_unloaded();
     for (index, core) in cores.iter_mut().enumerate() {
-        assert!(!vgic.has_deliverable(vcpu(index)));
+        assert!(!vgic.has_deliverable(vcpu(index), 0xff));
         assert_eq!(vgic.gicr_read(vcpu(index), 0x1_0200, 4, core), 0);
     }
     assert_eq!(vgic.gicd_read(BOOT, 0x204, 4, &mut cores[0]), 0);
