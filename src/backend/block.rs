@@ -205,6 +205,12 @@ pub trait BlockBackend<'m>: Send {
 
     /// Requests in flight.
     fn in_flight(&self) -> usize;
+
+    /// Whether the memory of requests that have ended is out of the disk's reach. False only for one
+    /// that has failed and cannot be made to let go: that memory must not be put to another use.
+    fn dma_stopped(&self) -> bool {
+        true
+    }
 }
 
 /// A disk that is somewhere else.

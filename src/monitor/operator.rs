@@ -55,6 +55,8 @@ pub struct DeviceInfo {
     pub kind: DeviceType,
     /// Whether the driver uses it, has not set it up, or must reset it.
     pub status: Status,
+    /// Whether hardware behind it has been given up that may still reach the guest's memory.
+    pub stuck: bool,
     /// Writes to QueueNotify.
     pub kicks: u64,
     /// Interrupts the guest was sent.
@@ -83,6 +85,7 @@ impl DeviceInfo {
         let mut info = Self {
             kind: device.device_type(),
             status: device.status(),
+            stuck: !device.dma_stopped(),
             kicks: device.kicks(),
             interrupts: device.interrupts(),
             requests: 0,
@@ -126,7 +129,9 @@ impl DeviceInfo {
 
     /// The state in a word.
     pub fn state_name(&self) -> &'static str {
-        if self.status.contains(Status::DEVICE_NEEDS_RESET) {
+        if self.stuck {
+            "stuck"
+        } else if self.status.contains(Status::DEVICE_NEEDS_RESET) {
             "broken"
         } else if self.status.contains(Status::DRIVER_OK) {
             "live"

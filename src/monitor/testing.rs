@@ -74,6 +74,7 @@ impl Operator for Fake {
         (vm == 0 && slot == 0).then_some(DeviceInfo {
             kind: DeviceType::BLOCK,
             status: Status::DRIVER_OK,
+            stuck: false,
             kicks: 900,
             interrupts: 800,
             requests: 1000,

@@ -267,6 +267,12 @@ pub trait VirtioDevice<'m>: Send {
         0
     }
 
+    /// Whether the memory of requests that have come back is out of the back ends' reach. False for
+    /// hardware that has failed, and does not complete its reset.
+    fn dma_stopped(&self) -> bool {
+        true
+    }
+
     /// When to poll next. Asked after every call. Leftovers in the queues are the transport's to
     /// think of, but while the answer is [`NextPoll::At`]: then the device leaves them there until
     /// that time.

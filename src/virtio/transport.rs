@@ -267,9 +267,19 @@ impl<'d, 'm> MmioTransport<'d, 'm> {
     }
 
     /// The machine is reset, and the device with it. The same rule as for the driver's reset holds:
-    /// [`WriteOutcome::Retry`] while guest memory may still be touched.
+    /// [`WriteOutcome::Retry`] while guest memory may still be touched. Here that is also so for hardware that
+    /// has been given up with a transfer under way: the driver may have its memory back, the next
+    /// guest may not have it.
     pub fn reset_by_machine(&mut self, now: Ticks) -> WriteOutcome {
-        self.reset(now)
+        match self.reset(now) {
+            WriteOutcome::Done if !self.dma_stopped() => WriteOutcome::Retry,
+            outcome => outcome,
+        }
+    }
+
+    /// Whether the memory of requests that have come back is out of the hardware's reach.
+    pub fn dma_stopped(&self) -> bool {
+        self.device.dma_stopped()
     }
 
     /// Why DEVICE_NEEDS_RESET was set last; `None` if the device model refused to be activated, or

@@ -35,6 +35,8 @@ const LAST_WAIT: u32 = 60;
 const SCRUB: usize = 0x20_0000;
 /// How often devices that do not let go at once are asked again.
 const PATIENCE: Duration = Duration::from_millis(1);
+/// After how many times that is said: longer than a disk's time-outs.
+const LONG: u32 = 30_000;
 
 /// What the home core does for a machine that starts and ends. It is called while no vCPU of any
 /// machine is on that core.
@@ -96,6 +98,8 @@ pub struct Manager {
     frequency: Frequency,
     /// The next wait after a crash, in seconds.
     wait: u32,
+    /// How often devices were asked in vain to let go.
+    asked: u32,
     started: Ticks,
 }
 
@@ -103,7 +107,7 @@ impl Manager {
     /// For a machine that is off.
     pub const fn new(policy: OnCrash, frequency: Frequency) -> Self {
         let (phase, pause, wait) = (Phase::Settled, Pause::No, FIRST_WAIT);
-        Self { phase, pause, policy, frequency, wait, started: Ticks(0) }
+        Self { phase, pause, policy, frequency, wait, asked: 0, started: Ticks(0) }
     }
 
     /// Whether it is about something that only [`Self::step`] takes further, time apart.
@@ -190,8 +194,13 @@ impl Manager {
             return Step::Settled;
         }
         if !vm.reset(host) {
+            self.asked = self.asked.saturating_add(1);
+            if self.asked == LONG {
+                log::warn!("{}: a device does not let go of its memory: it stays down", vm.name);
+            }
             return Step::At(host.now().after(self.frequency.ticks(PATIENCE)));
         }
+        self.asked = 0;
         vm.vcpus.reset();
         let next = |course| self.once_down(course);
         let _ = vm.life.change(|course| Some(next(course)));

@@ -16,7 +16,7 @@ use crate::backend::clock::{Frequency, Ticks};
 use crate::cpu::abort::{Injection, PstateFeatures};
 use crate::cpu::sysreg::{IdRegisters, Limits, SystemRegister};
 use crate::cpu::{Pstate, Register, Width};
-use crate::gic::{ListRegister, ListRegisters, Maintenance, State, VcpuIndex, Vgic};
+use crate::gic::{GicVersion, ListRegister, ListRegisters, Maintenance, State, VcpuIndex, Vgic};
 use crate::memory::testing::ram;
 use crate::memory::{GuestMemory, Ipa};
 use crate::monitor::Operator;
@@ -260,12 +260,17 @@ pub(super) fn vm() -> Vm<'static> {
 
 /// A VM that has RAM, no devices, and a vCPU on each of `cores`.
 fn vm_on(cores: &[CoreNumber]) -> Vm<'static> {
+    vm_with(GicVersion::V3, cores)
+}
+
+fn vm_with(gic: GicVersion, cores: &[CoreNumber]) -> Vm<'static> {
     let mut memory = GuestMemory::new();
     assert!(memory.add(layout::RAM, ram(0x9_8000_0000, RAM_SIZE)).is_ok());
     let limits = Limits { ipa_bits: 40, gic_system_registers: true };
     let clock = Pl031::new(EPOCH, Ticks(0), Frequency::new(HERTZ as u32).unwrap());
     let log_limit = RateLimit::new(WARNINGS, Ticks(10 * HERTZ));
-    Vm::new("test", memory, limits, cores, Vgic::new(cores.len()), clock, log_limit)
+    let gic = Vgic::with_version(gic, cores.len());
+    Vm::new("test", memory, limits, cores, gic, clock, log_limit)
 }
 
 /// Gives `vm` a block device; its slot, if there was one.
@@ -294,6 +299,11 @@ impl Machine {
     /// A machine without devices, with a vCPU on each of `cores`. The boot vCPU is on.
     pub(super) fn with_cores(cores: &[CoreNumber]) -> Self {
         Self::of(vm_on(cores))
+    }
+
+    /// A machine without devices, with two vCPUs and a GICv2.
+    pub(super) fn with_gicv2() -> Self {
+        Self::of(vm_with(GicVersion::V2, &[0, 1]))
     }
 
     /// The machine `vm`, its boot vCPU on.
@@ -453,6 +463,8 @@ pub(super) struct Held {
     pub(super) finished: VecDeque<Tag>,
     /// Polls by the device.
     pub(super) polls: usize,
+    /// It has failed, and does not let go of its requests' memory.
+    pub(super) stuck: bool,
 }
 
 /// A disk that finishes requests when a test says so. They move no data.
@@ -489,6 +501,9 @@ impl BlockBackend<'static> for HeldDisk {
     fn in_flight(&self) -> usize {
         let held = self.get();
         held.waiting.len() + held.finished.len()
+    }
+    fn dma_stopped(&self) -> bool {
+        !self.get().stuck
     }
 }
 

@@ -3,6 +3,7 @@
 use super::super::testing::{FakeHost, HERTZ, Machine};
 use super::*;
 use crate::backend::clock::Frequency;
+use crate::monitor::DeviceInfo;
 use crate::vm::layout;
 
 const SECOND: u64 = HERTZ;
@@ -58,6 +59,11 @@ impl Home {
     fn ask(&mut self, request: Request) -> Step {
         self.machine.vm.ask(request, &mut self.machine.host).unwrap();
         self.settle()
+    }
+
+    /// Asks for a reset, once more.
+    fn ask_again(&mut self) -> Step {
+        self.ask(Request::Reset)
     }
 
     /// Asks for what has none; what the answer is.
@@ -142,6 +148,23 @@ fn a_machine_is_not_taken_down_before_its_disk_has_let_go() {
     disk.finish();
     assert_eq!(home.settle(), Step::Settled);
     assert_eq!(home.state(), State::Running);
+}
+
+#[test]
+fn a_machine_whose_disk_may_still_reach_its_memory_is_not_started_again() {
+    let (machine, disk) = Machine::with_held_disk();
+    let mut home = Home::with(machine, OnCrash::Restart);
+    home.ask(Request::Start);
+    disk.get().stuck = true;
+    let scrubbed = home.board.scrubbed;
+    for _ in 0..2000 {
+        assert!(matches!(home.ask_again(), Step::At(_)));
+    }
+    assert_eq!((home.state(), home.board.scrubbed), (State::Stopping, scrubbed));
+    assert_eq!(DeviceInfo::of(&home.machine.vm.slot(0).unwrap().lock()).state_name(), "stuck");
+    disk.get().stuck = false;
+    home.settle();
+    assert_eq!((home.state(), home.board.loads), (State::Running, 2));
 }
 
 #[test]

@@ -64,6 +64,7 @@ impl Operator for Vms<'_> {
         Some(DeviceInfo {
             kind: DeviceType(self.number as u32 & 0x1F),
             status: Status::empty(),
+            stuck: false,
             kicks: self.number,
             interrupts: self.number,
             requests: self.number,

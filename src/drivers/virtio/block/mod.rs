@@ -599,4 +599,8 @@ impl<'m, R: Registers + Send> BlockBackend<'m> for VirtioBlk<'m, R> {
     fn in_flight(&self) -> usize {
         usize::from(self.geometry.slots) - self.free.count_ones() as usize
     }
+
+    fn dma_stopped(&self) -> bool {
+        Self::dma_stopped(self)
+    }
 }

@@ -578,6 +578,10 @@ impl<'m> VirtioDevice<'m> for Block<'_, 'm> {
         visit("latency_max", counters.latency_max);
     }
 
+    fn dma_stopped(&self) -> bool {
+        self.requests.backend.dma_stopped()
+    }
+
     fn reset(&mut self, now: Ticks) -> Progress {
         let requests = &mut self.requests;
         // What was submitted may still wait for the doorbell, and would never come back.
