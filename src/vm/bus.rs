@@ -70,17 +70,17 @@ impl<'a, 'm> Target<'a, 'm> {
         if distributor < layout::GICD_SIZE {
             return Some(Self::Distributor(distributor));
         }
-        Other::at(ipa, vm.vcpus.count()).map(Self::Other)
+        Other::at(ipa, vm.redistributors).map(Self::Other)
     }
 }
 
 impl Other {
-    /// What is at `ipa` in a machine with `vcpus` vCPUs.
+    /// What is at `ipa` in a machine with so many `redistributors`.
     #[inline]
-    fn at(ipa: Ipa, vcpus: usize) -> Option<Self> {
+    fn at(ipa: Ipa, redistributors: usize) -> Option<Self> {
         let raw = ipa.raw();
         let redistributor = raw.wrapping_sub(layout::GICR.raw());
-        if redistributor < vcpus as u64 * layout::GICR_SIZE {
+        if redistributor < redistributors as u64 * layout::GICR_SIZE {
             return Some(Self::Redistributor(redistributor));
         }
         match raw & !0xfff {

@@ -65,6 +65,8 @@ pub struct Vm<'m> {
     pub vcpus: VcpuTable,
     /// What it is doing, and what is asked of it.
     pub life: Life,
+    /// Redistributors it has: one a vCPU, if its interrupt controller is a GICv3.
+    pub(super) redistributors: usize,
     /// Its interrupt controller.
     gic: Mutex<Vgic>,
     /// Its console.
@@ -102,14 +104,17 @@ impl<'m> Vm<'m> {
         rtc: Pl031,
         log_limit: RateLimit,
     ) -> Self {
+        let vcpus = VcpuTable::new(cores);
+        let redistributors = if gic.version() == GicVersion::V3 { vcpus.count() } else { 0 };
         Self {
             name,
             number: 0,
             operator: false,
             memory,
             limits,
-            vcpus: VcpuTable::new(cores),
+            vcpus,
             life: Life::new(),
+            redistributors,
             gic: Mutex::new(gic),
             uart: Mutex::new(Pl011::new()),
             rtc: Mutex::new(rtc),

@@ -186,6 +186,20 @@ fn hvc_returns_after_itself_and_smc_is_stepped_over() {
 }
 
 #[test]
+fn a_machine_with_a_gicv2_has_no_redistributors() {
+    let mut machine = Machine::with_gicv2();
+    for frame in 0..4 {
+        let ipa = layout::GICR.raw() + 0x1_0000 * frame;
+        let load = machine.access(load_esr(3, Width::Word), ipa);
+        assert_eq!(load, Seen::Exception(EXTERNAL_ABORT_ON_READ), "{ipa:#x}");
+    }
+    let ipa = layout::GICR.raw() + 0x1_0100;
+    let store = machine.access(store_esr(3, Width::Word), ipa);
+    assert_eq!(store, Seen::Exception(EXTERNAL_ABORT_ON_WRITE));
+    assert_eq!(machine.access(load_esr(3, Width::Word), layout::GICD.raw()), Seen::Done);
+}
+
+#[test]
 fn a_call_nobody_knows_is_not_supported_and_changes_x0_only() {
     for esr in [HVC, SMC] {
         for function in [UNKNOWN_CALL, 0xFFFF_FFFF, u64::MAX, 0x0100_0000] {
