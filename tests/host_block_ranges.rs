@@ -126,6 +126,7 @@ struct Pending {
     /// For a flush: what had been completed when it was offered.
     before: Vec<u8>,
     known: Vec<bool>,
+    changes: Vec<usize>,
 }
 
 /// The driver's side of a queue: every request has three descriptors of its own.
@@ -150,6 +151,8 @@ struct Session<'d, 'm> {
     /// Contents after all completed requests, and which sectors they say (not after a discard).
     model: Vec<u8>,
     known: Vec<bool>,
+    /// How often each sector has changed: what it holds may be what it once held.
+    changes: Vec<usize>,
     durable: Durable,
     features: Features,
     through: bool,
@@ -227,7 +230,10 @@ impl Session<'_, '_> {
         self.pending = left;
         for request in gone as Vec<Pending> {
             if request.kind != Kind::Read {
-                self.known[request.range].fill(false);
+                for sector in request.range {
+                    self.known[sector] = false;
+                    self.changes[sector] += 1;
+                }
             }
         }
         self.enable(queue);
@@ -304,8 +310,19 @@ impl Session<'_, '_> {
         self.put(base + 0x402, &index.to_le_bytes());
         let before = if kind == Kind::Flush { self.model.clone() } else { vec![] };
         let known = if kind == Kind::Flush { self.known.clone() } else { vec![] };
+        let changes = if kind == Kind::Flush { self.changes.clone() } else { vec![] };
         let through = self.through;
-        self.pending.push(Pending { queue, head, kind, range, data, through, before, known });
+        self.pending.push(Pending {
+            queue,
+            head,
+            kind,
+            range,
+            data,
+            through,
+            before,
+            known,
+            changes,
+        });
     }
 
     fn kick(&mut self, queue: usize) {
@@ -367,7 +384,7 @@ impl Session<'_, '_> {
                 for sector in 0..SECTORS {
                     let bytes = sector * SECTOR..(sector + 1) * SECTOR;
                     let at_work = |it: &Pending| it.range.contains(&sector);
-                    let same = request.before[bytes.clone()] == self.model[bytes.clone()];
+                    let same = request.changes[sector] == self.changes[sector];
                     if request.known[sector]
                         && self.known[sector]
                         && same
@@ -379,7 +396,10 @@ impl Session<'_, '_> {
                 return;
             }
         }
-        self.known[request.range.clone()].fill(request.kind != Kind::Discard);
+        for sector in request.range.clone() {
+            self.known[sector] = request.kind != Kind::Discard;
+            self.changes[sector] += 1;
+        }
         self.answered += 1;
         if is_stable {
             let durable = self.durable.lock().unwrap();
@@ -424,6 +444,7 @@ fn run(seed: u64, queues: usize, features: Features, steps: usize) -> usize {
         pending: vec![],
         model: vec![0; SECTORS * SECTOR],
         known: vec![true; SECTORS],
+        changes: vec![0; SECTORS],
         durable,
         features,
         through: false,
