@@ -89,7 +89,6 @@ test_the_monitor_answers_at_the_console_and_resets_one_guest_while_the_other_goe
         if tac "$dir/out" | sed '/Run .init/q' | grep -F 'bob:/#' >/dev/null; then break; fi
         sleep 0.1
     done
-<<<<<<< HEAD
     # The shell asks where the cursor is, and drops what is typed before it has given up on an answer: how long that
     # takes depends on what else the machine does.
     for ((i = 0; i < 10; i++)); do
@@ -98,16 +97,6 @@ test_the_monitor_answers_at_the_console_and_resets_one_guest_while_the_other_goe
         if tac "$dir/out" | sed '/Run .init/q' | tr -d '\r' | grep -E '^again-49' >/dev/null; then break; fi
     done
     say 'echo again-$((8*8))\r' '^again-64'
-=======
-    # The shell asks where the cursor is, and drops what is typed before it has given up on an answer: say it again.
-    for ((i = 0; i < 15; i++)); do
-        sleep 2
-        printf 'echo again-$((7*7))\r' >&3
-        sleep 0.5
-        if tr -d '\r' <"$dir/out" | grep '^again-49' >/dev/null; then break; fi
-    done
-    ((i < 15))
->>>>>>> 235f7e8 (qemu: type the monitor's test again until the shell has heard it)
     # Alice has counted on, without a gap: all she said in the view of all is in order.
     say '\0351' 'count=[0-9]+'
     say 'kill %%1; echo done-$((i+1))\r' 'done-1'

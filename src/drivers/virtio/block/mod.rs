@@ -290,7 +290,7 @@ impl<'m, R: Registers + Send> VirtioBlk<'m, R> {
         Ok(())
     }
 
-    /// As [`Self::start`], where it is rare: with one piece of data, and no sector.
+    /// As [`Self::start`], where it is rare: with one piece of data or none, and no sector.
     #[inline(never)]
     fn start_rarely(
         &mut self,
@@ -303,10 +303,31 @@ impl<'m, R: Registers + Send> VirtioBlk<'m, R> {
         self.start(tag, kind, 0, direction, &[data], deadline)
     }
 
-    /// Takes a discard, or write zeroes, of `sectors` sectors from `sector` on. The range is data,
-    /// which lies in the slot's own memory.
+    /// Takes what is neither a read nor a write.
     #[cold]
     #[inline(never)]
+    fn submit_without_data(
+        &mut self,
+        request: &BlockRequest<'_, 'm>,
+        deadline: Ticks,
+    ) -> Result<(), SubmitError> {
+        let (kind, sectors, flags) = match request.op {
+            BlockOp::Flush if !self.info.flush => return self.end_at_once(request.tag),
+            BlockOp::Flush => {
+                return self.start_rarely(request.tag, T_FLUSH, 0, SharedSlice::empty(), deadline);
+            }
+            _ if self.info.read_only => return Err(SubmitError::Unsupported),
+            BlockOp::Discard { sectors } if self.info.discard.is_some() => (T_DISCARD, sectors, 0),
+            BlockOp::WriteZeroes { sectors, unmap } if self.info.write_zeroes.is_some() => {
+                (T_WRITE_ZEROES, sectors, if unmap { RANGE_UNMAP } else { 0 })
+            }
+            _ => return Err(SubmitError::Unsupported),
+        };
+        self.submit_range(request.tag, kind, (request.sector, sectors, flags), deadline)
+    }
+
+    /// Takes a discard, or write zeroes, of `sectors` sectors from `sector` on. The range is data,
+    /// which lies in the slot's own memory.
     fn submit_range(
         &mut self,
         tag: Tag,
@@ -540,29 +561,12 @@ impl<'m, R: Registers + Send> BlockBackend<'m> for VirtioBlk<'m, R> {
             State::Failed => return Err(SubmitError::Failed),
         }
         let deadline = now.after(self.timeout);
-        let (kind, direction, segments) = match request.op {
-            BlockOp::Read => (T_IN, DESC_F_WRITE, request.segments),
-            BlockOp::Write if self.info.read_only => return Err(SubmitError::Unsupported),
-            BlockOp::Write => (T_OUT, 0, request.segments),
-            BlockOp::Flush if !self.info.flush => return self.end_at_once(request.tag),
-            BlockOp::Flush => (T_FLUSH, 0, [].as_slice()),
-            BlockOp::Discard { sectors } => {
-                if self.info.discard.is_none() || self.info.read_only {
-                    return Err(SubmitError::Unsupported);
-                }
-                let range = (request.sector, sectors, 0);
-                return self.submit_range(request.tag, T_DISCARD, range, deadline);
-            }
-            BlockOp::WriteZeroes { sectors, unmap } => {
-                if self.info.write_zeroes.is_none() || self.info.read_only {
-                    return Err(SubmitError::Unsupported);
-                }
-                let flags = if unmap { RANGE_UNMAP } else { 0 };
-                let range = (request.sector, sectors, flags);
-                return self.submit_range(request.tag, T_WRITE_ZEROES, range, deadline);
-            }
+        let (kind, direction) = match request.op {
+            BlockOp::Read => (T_IN, DESC_F_WRITE),
+            BlockOp::Write if !self.info.read_only => (T_OUT, 0),
+            _ => return self.submit_without_data(&request, deadline),
         };
-        self.start(request.tag, kind, request.sector, direction, segments, deadline)
+        self.start(request.tag, kind, request.sector, direction, request.segments, deadline)
     }
 
     #[inline]

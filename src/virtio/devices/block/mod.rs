@@ -23,6 +23,7 @@ use crate::backend::block::{
 };
 use crate::backend::clock::{Clock, Frequency, Ticks};
 use crate::memory::SharedSlice;
+use crate::virtio::buffer::Reader;
 use crate::virtio::device::{ActiveQueue, Context, DeviceType, Progress};
 use crate::virtio::histogram::Histogram;
 use crate::virtio::limiter::{Limits, Throttle};
@@ -30,7 +31,7 @@ use crate::virtio::queue::{Chain, ChainBuffer, Head, QueueError};
 use crate::virtio::state::{StateError, StateReader, StateWriter};
 use crate::virtio::transport::MAX_QUEUES;
 use crate::virtio::{Adjustment, Direction, Features, NextPoll, NotAdjusted, VirtioDevice};
-use request::{Request, used_length};
+use request::{Request, parse_range, used_length};
 use wire::Status;
 pub use wire::{
     BLK_SIZE, CONFIG_WCE, DISCARD, FLUSH, MQ, RO, SEG_MAX, SIZE_MAX, TOPOLOGY, WRITE_ZEROES,
@@ -269,9 +270,17 @@ impl<'m> Requests<'_, 'm> {
                     return answer(result, filled);
                 }
                 Request::Flush => (BlockOp::Flush, 0, &[][..]),
-                Request::Range { op, sector } => {
-                    limited = Some(Direction::Out);
-                    (op, sector, &[][..])
+                Request::Range { zeroes } => {
+                    if !self.throttle.admit(Direction::Out, now) {
+                        return Outcome::Busy;
+                    }
+                    let used = used_length(0, room);
+                    let queue = queue as u8;
+                    let phase =
+                        if zeroes && self.write_through { Phase::Write } else { Phase::Last };
+                    let place =
+                        InFlight { phase, queue, head, status, used: (used, used), since: now };
+                    return self.start_range(readable, zeroes, Tag(tag), place);
                 }
                 Request::Read { sector } => {
                     limited = Some(Direction::In);
@@ -295,8 +304,7 @@ impl<'m> Requests<'_, 'm> {
             Err(SubmitError::Failed) => return answer(Status::IoError, 0),
             Err(SubmitError::Unsupported) => return answer(Status::Unsupported, 0),
         }
-        let durable_later =
-            self.write_through && matches!(op, BlockOp::Write | BlockOp::WriteZeroes { .. });
+        let durable_later = op == BlockOp::Write && self.write_through;
         let filled = if op == BlockOp::Read { room } else { 0 };
         if let Some(direction) = limited {
             self.throttle.charge(direction, (filled + written) as u32);
@@ -315,6 +323,46 @@ impl<'m> Requests<'_, 'm> {
         self.in_flight += 1;
         self.kick = true;
         Outcome::Submitted
+    }
+
+    /// Judges a discard, or write zeroes, and hands it to the back end or answers it; `place` is for
+    /// slot `tag`. Apart, so that what is only here costs reads and writes nothing.
+    #[cold]
+    #[inline(never)]
+    fn start_range(
+        &mut self,
+        readable: Reader<'_, 'm>,
+        zeroes: bool,
+        tag: Tag,
+        place: InFlight<'m>,
+    ) -> Outcome {
+        let submitted = parse_range(readable, &self.info, zeroes).and_then(|(op, sector)| {
+            let request = BlockRequest { tag, op, sector, segments: &[] };
+            match self.backend.submit(request, place.since) {
+                Ok(()) => Ok(true),
+                Err(SubmitError::Busy) => Ok(false),
+                Err(SubmitError::Failed) => Err(Status::IoError),
+                Err(SubmitError::Unsupported) => Err(Status::Unsupported),
+            }
+        });
+        match (submitted, self.slots.get_mut(usize::from(tag.0))) {
+            (Ok(true), Some(slot)) => {
+                self.throttle.charge(Direction::Out, 0);
+                *slot = Some(place);
+                self.free &= !(1 << tag.0);
+                self.in_flight += 1;
+                self.kick = true;
+                Outcome::Submitted
+            }
+            (Err(result), _) => {
+                self.counters.requests += 1;
+                self.counters.errors += u64::from(result != Status::Ok);
+                // In bounds: the slice is the one byte.
+                let _ = place.status.store_u8(0, result as u8);
+                Outcome::Answered(place.used.1)
+            }
+            _ => Outcome::Busy,
+        }
     }
 
     /// Takes one completion from the back end. The chain is over if its queue, its head and its used
@@ -346,6 +394,21 @@ impl<'m> Requests<'_, 'm> {
         // In bounds: the slice is the one byte.
         let _ = request.status.store_u8(0, result as u8);
         Some((request.queue.into(), request.head, used))
+    }
+
+    /// The next chain that is over, as [`Self::finish`] says, if the back end ends one while `budget`
+    /// lasts.
+    #[inline(always)]
+    fn next_end(&mut self, budget: &mut u16, now: Ticks) -> Option<(u16, Head, u32)> {
+        while *budget != 0 {
+            *budget -= 1;
+            let (tag, result) = self.backend.poll(now)?;
+            let end = self.finish(tag, result, now);
+            if end.is_some() {
+                return end;
+            }
+        }
+        None
     }
 
     /// Flushes after a write that must be durable when it completes (5.2.6.2).
@@ -490,23 +553,20 @@ impl<'m> VirtioDevice<'m> for Block<'_, 'm> {
 
     fn poll(&mut self, context: &mut Context<'_, 'm>) {
         let now = context.now();
-        let mut index = 0;
-        let mut queue = context.queue(index);
         // As many as can be in flight: a disk that answers at once cannot hold us here.
-        for _ in 0..IN_FLIGHT {
-            let Some((tag, result)) = self.requests.backend.poll(now) else {
-                break;
-            };
-            let Some((from, head, used)) = self.requests.finish(tag, result, now) else {
+        let mut budget = IN_FLIGHT;
+        let mut ended = self.requests.next_end(&mut budget, now);
+        while let Some((index, ..)) = ended {
+            let Some(mut queue) = context.queue(index) else {
+                // One that is being reset is not there: what came out of it is forgotten.
+                ended = self.requests.next_end(&mut budget, now);
                 continue;
             };
-            if from != index {
-                index = from;
-                queue = context.queue(index);
-            }
-            // A queue that is being reset is not there: what came out of it is forgotten.
-            if let Some(queue) = &mut queue {
+            while let Some((from, head, used)) = ended
+                && from == index
+            {
                 queue.complete(head, used);
+                ended = self.requests.next_end(&mut budget, now);
             }
         }
         if self.requests.written != 0 {

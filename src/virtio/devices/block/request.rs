@@ -14,8 +14,8 @@ pub(super) enum Request {
     Write { sector: u64 },
     /// Make completed writes durable.
     Flush,
-    /// A discard or write zeroes.
-    Range { op: BlockOp, sector: u64 },
+    /// A discard, or write zeroes; what of is for [`parse_range`].
+    Range { zeroes: bool },
     /// Write the identity string.
     Identify,
     /// Nothing is to be done; this is the answer.
@@ -27,7 +27,7 @@ impl Request {
     /// length of the writable part without the status byte, `accepted` the agreed features.
     ///
     /// A request of no data at all, and a flush of a disk without a cache, are over at once.
-    #[inline]
+    #[inline(always)]
     pub(super) fn parse(
         readable: &mut Reader<'_, '_>,
         room: usize,
@@ -52,45 +52,48 @@ impl Request {
             request_type::FLUSH => Request::Refused(Status::Ok),
             request_type::GET_ID if room < IDENTITY => Request::Refused(Status::IoError),
             request_type::GET_ID => Request::Identify,
-            request_type::DISCARD if accepted.contains(DISCARD) => {
-                Self::parse_range(readable, info, false)
-            }
+            request_type::DISCARD if accepted.contains(DISCARD) => Request::Range { zeroes: false },
             request_type::WRITE_ZEROES if accepted.contains(WRITE_ZEROES) => {
-                Self::parse_range(readable, info, true)
+                Request::Range { zeroes: true }
             }
             _ => Request::Refused(Status::Unsupported),
         }
     }
+}
 
-    /// Judges the range that a discard, or write zeroes, is about.
-    ///
-    /// One range a request is all that was offered. Who sends more gets UNSUPP, which is also what
-    /// is due if one of them has an unknown flag (5.2.6.2), so they need not be looked through.
-    #[inline(never)]
-    fn parse_range(readable: &mut Reader<'_, '_>, info: &BlockInfo, zeroes: bool) -> Self {
-        let Some(range) = readable.read_object::<Range>() else {
-            return Request::Refused(Status::IoError);
-        };
-        let (sector, sectors, flags) = (range.sector.get(), range.sectors.get(), range.flags.get());
-        let known = if zeroes { UNMAP } else { 0 };
-        if flags & !known != 0 || readable.remaining() != 0 {
-            return Request::Refused(Status::Unsupported);
-        }
-        let max = if zeroes {
-            info.write_zeroes.map(|it| it.max_sectors)
-        } else {
-            info.discard.map(|it| it.max_sectors)
-        };
-        if max.is_none_or(|max| sectors > max) || !is_on_disk(sector, sectors.into(), info) {
-            return Request::Refused(Status::IoError);
-        }
-        let op = if zeroes {
-            BlockOp::WriteZeroes { sectors, unmap: flags & UNMAP != 0 }
-        } else {
-            BlockOp::Discard { sectors }
-        };
-        if sectors == 0 { Request::Refused(Status::Ok) } else { Request::Range { op, sector } }
+/// Takes the range that a discard, or write zeroes, is about off `readable`, and judges it: what is to
+/// be done from which sector on. Otherwise it is answered at once.
+///
+/// One range a request is all that was offered. Who sends more gets UNSUPP, which is also what is due
+/// if one of them has an unknown flag (5.2.6.2), so they need not be looked through.
+pub(super) fn parse_range(
+    mut readable: Reader<'_, '_>,
+    info: &BlockInfo,
+    zeroes: bool,
+) -> Result<(BlockOp, u64), Status> {
+    let range = readable.read_object::<Range>().ok_or(Status::IoError)?;
+    let (sector, sectors, flags) = (range.sector.get(), range.sectors.get(), range.flags.get());
+    let known = if zeroes { UNMAP } else { 0 };
+    if flags & !known != 0 || readable.remaining() != 0 {
+        return Err(Status::Unsupported);
     }
+    let max = if zeroes {
+        info.write_zeroes.map(|it| it.max_sectors)
+    } else {
+        info.discard.map(|it| it.max_sectors)
+    };
+    if max.is_none_or(|max| sectors > max) || !is_on_disk(sector, sectors.into(), info) {
+        return Err(Status::IoError);
+    }
+    if sectors == 0 {
+        return Err(Status::Ok);
+    }
+    let op = if zeroes {
+        BlockOp::WriteZeroes { sectors, unmap: flags & UNMAP != 0 }
+    } else {
+        BlockOp::Discard { sectors }
+    };
+    Ok((op, sector))
 }
 
 /// Whether `len` bytes from `sector` on are whole blocks of the disk.
