@@ -32,11 +32,15 @@ impl ReadBlocks for Image {
 /// A disk of 16 MiB that `sfdisk` has partitioned in 512-byte blocks, as far as it is not zero: "alice"
 /// and "bob", and one that has the entry 7 and no label. The first is the head of the disk to the eighth
 /// entry, the second as many entries of the copy and its header, which is the last block.
-const SFDISK: (&[u8], &[u8]) =
-    (include_bytes!("vectors/sfdisk-head.bin"), include_bytes!("vectors/sfdisk-tail.bin"));
+const SFDISK: (&[u8], &[u8]) = (
+    include_bytes!("../../../tests/data/gpt-sfdisk-head.bin"),
+    include_bytes!("../../../tests/data/gpt-sfdisk-tail.bin"),
+);
 /// The same by `sgdisk`: "system" and "Grüße, Übung", in other places.
-const SGDISK: (&[u8], &[u8]) =
-    (include_bytes!("vectors/sgdisk-head.bin"), include_bytes!("vectors/sgdisk-tail.bin"));
+const SGDISK: (&[u8], &[u8]) = (
+    include_bytes!("../../../tests/data/gpt-sgdisk-head.bin"),
+    include_bytes!("../../../tests/data/gpt-sgdisk-tail.bin"),
+);
 const MIB: usize = 0x10_0000;
 
 fn image((head, tail): (&[u8], &[u8])) -> Image {
