@@ -111,7 +111,9 @@
 //! 5. At a poll point - after an exit, on the device's interrupt, on EL2's tick - [`vm::Vm::poll`]
 //!    collects what is finished ([`poll`](backend::block::BlockBackend::poll)),
 //!    [`virtio::device::ActiveQueue::complete`]s it, and the transport publishes the used ring.
-//!    What outlives its time-out ends as an error after the device was reset.
+//!    What outlives its time-out ends as an error after the device was reset. Of a disk that
+//!    several machines share, whichever core looks collects for all
+//!    ([`backend::shared_disk`]), and wakes the cores of the others.
 //! 6. If the driver wants to hear of it (EVENT_IDX, NO_INTERRUPT):
 //!    [`virtio::MmioTransport::take_interrupt`], then [`gic::Vgic::pulse`].
 //!

@@ -8,6 +8,7 @@ use super::guest::Seat;
 use super::mmio::Mmio;
 use super::smp::this_core;
 use super::{console, gic, operator, timer};
+use crate::backend::wake::Collect;
 use crate::console::Input;
 use crate::gic::{IntId, VcpuSet};
 use crate::vm::Host;
@@ -25,7 +26,7 @@ pub const VIRTUAL_TIMER_INTID: u32 = 27;
 pub const PHYSICAL_TIMER_INTID: u32 = 30;
 
 /// A physical interrupt that says: poll.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy)]
 pub struct Doorbell {
     /// Its INTID.
     pub intid: u32,
@@ -33,6 +34,8 @@ pub struct Doorbell {
     pub edge: bool,
     /// Whose it is.
     pub source: Source,
+    /// What machines on several cores have of it, to be collected when it rings.
+    shared: Option<&'static dyn Collect>,
     /// Times in a row that it rang for nothing.
     vain: u16,
 }
@@ -44,7 +47,13 @@ const PATIENCE: u16 = 1000;
 impl Doorbell {
     /// The doorbell of `source` at interrupt `intid`.
     pub const fn new(intid: u32, edge: bool, source: Source) -> Self {
-        Self { intid, edge, source, vain: 0 }
+        Self { intid, edge, source, shared: None, vain: 0 }
+    }
+
+    /// The same, of something that machines on several cores have.
+    #[must_use]
+    pub const fn shared(self, shared: &'static dyn Collect) -> Self {
+        Self { shared: Some(shared), ..self }
     }
 
     /// Lets it ring on this core. What its source has asserted before is acknowledged: on an
@@ -188,18 +197,22 @@ fn answer(seat: &mut Seat, intid: u32) {
     let Some(at) = seat.doorbells.iter().position(|doorbell| doorbell.intid == intid) else {
         return;
     };
-    let useful = match seat.doorbells.get(at).map(|doorbell| doorbell.source) {
-        Some(Source::VirtioMmio(registers)) => {
+    let Some(doorbell) = seat.doorbells.get(at).copied() else { return };
+    let useful = match doorbell.source {
+        Source::VirtioMmio(registers) => {
             registers.write32_relaxed(INTERRUPT_ACK, ALL_CAUSES);
+            let mut useful = match doorbell.shared {
+                Some(shared) => shared.collect(seat.core.now(), this_core() as u8),
+                None => false,
+            };
             // Most of the time it is for the machine that runs.
-            let mut useful = seat.loaded().is_some() && seat.vcpu.vm.waits_for_events();
+            useful |= seat.loaded().is_some() && seat.vcpu.vm.waits_for_events();
             if !useful {
                 seat.each_vm(|vm, _, _| useful |= vm.waits_for_events());
             }
             useful
         }
-        Some(Source::Console) => feed_console(seat),
-        None => return,
+        Source::Console => feed_console(seat),
     };
     let Some(doorbell) = seat.doorbells.get_mut(at) else { return };
     doorbell.vain = if useful { 0 } else { doorbell.vain.saturating_add(1) };

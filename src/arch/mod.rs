@@ -10,7 +10,7 @@
 //! | Caches and ordering | [`cache`]: maintenance and bulk zeroing; [`barrier`]: barriers by name |
 //! | A guest on this core | [`guest`]: started, run, ended; [`el1`]: its EL1 registers and its traps; [`context`]: its EL1 state while another runs; [`stage2`]: its address space |
 //! | Exits | [`exception`]: vectors in, the vCPU to resume out; [`core`]: this core as the portable exit handling sees it |
-//! | Interrupts | [`interrupts`]: physical ones served; [`gic`]: the physical GICv2 or GICv3, and the list registers it lends the virtual one |
+//! | Interrupts | [`interrupts`]: physical ones served; [`gic`]: the physical GICv2 or GICv3, and the list registers it lends the virtual one; [`wake`]: other cores made to poll |
 //! | Time | [`timer`]: the counter and EL2's timer; [`pmu`]: instructions counted |
 //! | Registers by name | [`registers`], [`id_registers`]; the rest is in the `aarch64-cpu` crate |
 //! | The board | [`mmio`]: device registers; [`console`]: its serial line, shared by guests, log and monitor; [`operator`]: its machines, as the monitor sees them; [`firmware`]: PSCI by SMC |
@@ -43,3 +43,4 @@ pub mod registers;
 pub mod smp;
 pub mod stage2;
 pub mod timer;
+pub mod wake;

@@ -12,14 +12,17 @@ use sparkler::arch::mmio::Mmio;
 use sparkler::arch::operator::{self, Inventory};
 use sparkler::arch::smp::MAX_CORES;
 use sparkler::arch::timer::Counter;
+use sparkler::arch::wake::CoreWaker;
 use sparkler::arch::{cache, firmware, stage2};
 use sparkler::backend::block::{BlockBackend, ID_SIZE};
 use sparkler::backend::clock::Clock;
 use sparkler::backend::null::NullDisk;
+use sparkler::backend::overlay::{Jobs, Overlay, Revert};
 use sparkler::backend::ram::RamDisk;
+use sparkler::backend::wake::Waker;
 use sparkler::cpu::sysreg::Limits;
 use sparkler::fdt::guest::GUEST_FDT_LEN;
-use sparkler::fdt::{BlockSource, Board, DeviceKind, DeviceNode, Gic, Module, Trigger, VirtioSlot};
+use sparkler::fdt::{Below, BlockSource, Board, DeviceKind, DeviceNode, Gic, Module, Trigger};
 use sparkler::gic::{GicVersion, MAX_VCPUS, VcpuIndex, Vgic};
 use sparkler::memory::stage2::{Attributes, Geometry, Stage2, Stage2Error, Vmid};
 use sparkler::memory::{FramePool, GuestMemory, PAGE_SIZE, PaRange, RamMap, SharedSlice};
@@ -27,9 +30,12 @@ use sparkler::monitor::MemoryInfo;
 use sparkler::rate_limit::RateLimit;
 use sparkler::virtio::MmioTransport;
 use sparkler::virtio::devices::block::Block;
-use sparkler::vm::config::{Configuration, CoreSet, MAX_VMS, Refusal, Resources, VmConfig};
+use sparkler::vm::config::{
+    Configuration, CoreSet, DiskUse, MAX_VMS, Refusal, Resources, VmConfig,
+};
 use sparkler::vm::lifecycle::{Manager, Request};
 use sparkler::vm::loader::Modules;
+use sparkler::vm::machine::MAX_DEVICES;
 use sparkler::vm::options::VirtioOptions;
 use sparkler::vm::pl031::Pl031;
 use sparkler::vm::vcpus::CoreNumber;
@@ -37,7 +43,7 @@ use sparkler::vm::{Vm, layout};
 
 use super::arena::{self, place};
 use super::cores::{self, Cores};
-use super::devices::{self, Disk, MAX_DISKS};
+use super::disks::{BoardDisks, Finder};
 use super::stop;
 
 /// Alignment of what guests' RAM and EL2's pool are cut from: stage 2 maps it by 2 MiB blocks.
@@ -77,16 +83,20 @@ pub(super) fn run(boot: BootInfo, board: Board<'static>, tree: PaRange) -> ! {
     let Some(board) = place(|| board) else { no_room("the board") };
     let board: &'static Board<'static> = board;
     let cores = cores::start(board);
-    let disks = devices::disks(board);
-    config.check_disks(disks.len(), &mut refuse);
+    let mut disks = BoardDisks::new(board);
+    config.check_disks(&mut Finder { disks: &mut disks, pool: &mut pool }, &mut refuse);
     config.place(&mut free, &mut refuse);
 
     let options = match VirtioOptions::parse(board.bootargs) {
         Ok(options) => options,
         Err(word) => stop(format_args!("sparkler.virtio: \"{word}\" means nothing")),
     };
+    let [Some(gic), ..] = cores.gics else { stop(format_args!("there is no boot core")) };
+    let addresses = cores.addresses();
+    let Some(waker) = place(|| CoreWaker::new(gic, addresses)) else { no_room("the cores") };
     let machines = heapless::Vec::new();
     let mut builder = Builder {
+        waker,
         board,
         cores,
         disks,
@@ -95,9 +105,9 @@ pub(super) fn run(boot: BootInfo, board: Board<'static>, tree: PaRange) -> ! {
         machines,
         seats: [const { None }; MAX_CORES],
     };
-    for config in config.vms() {
-        if let Err(error) = builder.build(config) {
-            log::error!("{}: not built: {error}", config.node);
+    for vm in config.vms() {
+        if let Err(error) = builder.build(vm, &config) {
+            log::error!("{}: not built: {error}", vm.node);
         }
     }
     if builder.machines.iter().all(|vm| !vm.life.is_asked()) {
@@ -124,7 +134,8 @@ fn ended() {
 struct Builder {
     board: &'static Board<'static>,
     cores: Cores,
-    disks: heapless::Vec<&'static VirtioSlot, MAX_DISKS>,
+    disks: BoardDisks,
+    waker: &'static CoreWaker,
     options: VirtioOptions,
     pool: FramePool<'static>,
     /// In the tree's order.
@@ -141,7 +152,7 @@ const UNMAPPED: Reason = "EL2 cannot map its memory";
 
 impl Builder {
     /// Builds a machine, takes its vCPUs to their seats, and asks for its start.
-    fn build(&mut self, config: &VmConfig<'static>) -> Result<(), Reason> {
+    fn build(&mut self, config: &VmConfig<'static>, all: &Configuration<'_>) -> Result<(), Reason> {
         let mut cores = heapless::Vec::<CoreNumber, MAX_VCPUS>::new();
         for core in &config.cores {
             let number = self.cores.number(core.get()).ok_or(NO_CORE)?;
@@ -166,8 +177,9 @@ impl Builder {
         vm.operator = config.operator;
         let home = usize::from(vm.vcpus.home());
         let mut doorbells = heapless::Vec::<Doorbell, MAX_DOORBELLS>::new();
+        let mut reverts = heapless::Vec::new();
         for device in &config.devices {
-            if let Some(doorbell) = self.plug(vm, device)? {
+            if let Some(doorbell) = self.plug(vm, device, all, &mut reverts)? {
                 let _ = doorbells.push(doorbell);
             }
         }
@@ -200,7 +212,7 @@ impl Builder {
             }
         }
         let scratch = place(|| [0u8; GUEST_FDT_LEN]).ok_or(NO_ROOM)?;
-        let plan = Plan { modules, scratch, on_end: ended };
+        let plan = Plan { modules, scratch, reverts, on_end: ended };
         let manager = Manager::new(config.on_crash, Counter.frequency());
         let machine = place(|| Machine::new(vm, manager, plan)).ok_or(NO_ROOM)?;
         if !self.seat(home, vm)?.manage(machine) {
@@ -259,22 +271,36 @@ impl Builder {
         &mut self,
         vm: &mut Vm<'static>,
         device: &DeviceNode<'_>,
+        all: &Configuration<'_>,
+        reverts: &mut heapless::Vec<&'static Revert, MAX_DEVICES>,
     ) -> Result<Option<Doorbell>, Reason> {
         let DeviceKind::Block { source, read_only } = device.kind;
         let mut doorbell = None;
+        let mut physical = || {
+            let waker = Waker::new(self.waker, vm.vcpus.home());
+            let wanted = DiskUse::of(device);
+            let opened = wanted.and_then(|wanted| self.disks.connect(&wanted, all, waker));
+            let (disk, rings) = opened.ok_or("its disk cannot be used")?;
+            doorbell = rings;
+            Ok(disk)
+        };
         let block = match source {
-            BlockSource::Physical { disk } => {
-                let slot = self.disks.get(disk as usize).ok_or("it has no such disk")?;
-                let opened = physical(slot, &mut self.pool).ok_or("its disk cannot be used")?;
-                doorbell = opened.1;
-                front(opened.0)
+            BlockSource::Physical { .. } => front(physical()?),
+            BlockSource::Overlay { below, keep, ram, .. } => {
+                let below = match below {
+                    Below::Physical { .. } => physical()?,
+                    Below::Ram { image } => ram_disk(image, true)?,
+                };
+                let ram = ram.ok_or(NO_ROOM)?;
+                // SAFETY: `Configuration::place` took it out of the free RAM: it is nobody else's.
+                let ram = unsafe { cache::shared_ram(ram.base, ram.len) }.map_err(|_| UNMAPPED)?;
+                let (disk, revert) = overlay(below, ram).ok_or(NO_ROOM)?;
+                if !keep {
+                    reverts.push(revert).map_err(|_| NO_ROOM)?;
+                }
+                front(disk)
             }
-            BlockSource::Ram { image } => {
-                // SAFETY: checked to be RAM that is nobody else's, and taken out of the free RAM.
-                let image = unsafe { cache::shared_ram(image.base, image.len) };
-                let image = image.map_err(|_| UNMAPPED)?;
-                place(|| RamDisk::new(image, [0; ID_SIZE])).and_then(|disk| front(disk))
-            }
+            BlockSource::Ram { image } => front(ram_disk(image, false)?),
             BlockSource::Null { size_kib } => {
                 place(|| NullDisk::new(size_kib.saturating_mul(2))).and_then(|disk| front(disk))
             }
@@ -356,14 +382,30 @@ fn resident(
     place(|| Resident::new(vm, index, stage2))
 }
 
-/// A disk of the board, brought up, where it stays; with its doorbell.
+/// A disk in memory.
 #[inline(never)]
-fn physical(
-    slot: &VirtioSlot,
-    pool: &mut FramePool<'static>,
-) -> Option<(&'static mut Disk, Option<Doorbell>)> {
-    let (disk, doorbell) = devices::open(slot, pool)?;
-    Some((place(|| disk)?, doorbell))
+fn ram_disk(
+    image: PaRange,
+    read_only: bool,
+) -> Result<&'static mut dyn BlockBackend<'static>, Reason> {
+    // SAFETY: checked to be RAM that nobody else has, unless all only read it, and taken out of the
+    // free RAM.
+    let image = unsafe { cache::shared_ram(image.base, image.len) }.map_err(|_| UNMAPPED)?;
+    let disk = RamDisk::new(image, [0; ID_SIZE]);
+    let disk = if read_only { disk.read_only() } else { disk };
+    Ok(place(|| disk).ok_or(NO_ROOM)?)
+}
+
+/// A disk over another; with what makes it forget what was written.
+#[inline(never)]
+fn overlay(
+    below: &'static mut dyn BlockBackend<'static>,
+    ram: SharedSlice<'static>,
+) -> Option<(&'static mut dyn BlockBackend<'static>, &'static Revert)> {
+    let revert: &'static Revert = place(Revert::new)?;
+    let jobs = place(Jobs::new)?;
+    let disk = Overlay::new(below, ram, revert, jobs).ok()?;
+    Some((place(|| disk)?, revert))
 }
 
 /// A block device for a disk.

@@ -5,6 +5,7 @@ mod arena;
 mod board;
 mod cores;
 mod devices;
+mod disks;
 mod machines;
 
 use core::fmt;

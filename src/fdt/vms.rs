@@ -24,8 +24,20 @@ const OURS: [&str; 5] = ["cores", "weight", "autostart", "on-crash", "operator"]
 
 /// What a device's node can have. There everything else is a mistake: a disk that is to be
 /// `readonly` instead of `read-only` must not be written.
-const OF_DEVICES: [&str; 8] =
-    ["compatible", "status", "phandle", "reg", "backend", "disk", "size", "read-only"];
+const OF_DEVICES: [&str; 12] = [
+    "compatible",
+    "status",
+    "phandle",
+    "reg",
+    "backend",
+    "disk",
+    "partition",
+    "range",
+    "memory",
+    "on-reset",
+    "size",
+    "read-only",
+];
 
 /// What a VM's node says. Numbers are as they are in the tree.
 #[derive(Clone, Debug)]
@@ -71,16 +83,16 @@ pub struct DeviceNode<'a> {
     /// Where it is.
     pub node: NodePath<'a>,
     /// What it is.
-    pub kind: DeviceKind,
+    pub kind: DeviceKind<'a>,
 }
 
 /// A kind of virtio device, with its back end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum DeviceKind {
+pub enum DeviceKind<'a> {
     /// `sparkler,virtio-block`.
     Block {
         /// `backend` with its properties: where the data is.
-        source: BlockSource,
+        source: BlockSource<'a>,
         /// `read-only`: whether the guest is kept from writing.
         read_only: bool,
     },
@@ -88,11 +100,24 @@ pub enum DeviceKind {
 
 /// What is behind a block device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum BlockSource {
-    /// `"physical"`: a disk of the board's.
+pub enum BlockSource<'a> {
+    /// `"physical"`: a disk of the board's, or a part of one.
     Physical {
         /// `disk`: which of them, from 0 on.
         disk: u64,
+        /// `partition` or `range`: which part of it.
+        part: DiskPart<'a>,
+    },
+    /// `"overlay"`: what the guest writes is in RAM, all else as below.
+    Overlay {
+        /// `disk` with `partition` or `range`, or `reg`: what is below.
+        below: Below<'a>,
+        /// `memory`, in KiB: how much RAM there is for what is written.
+        memory_kib: u64,
+        /// `on-reset`: whether what was written is there again after a reset of the VM.
+        keep: bool,
+        /// That RAM. [`Configuration::place`](crate::vm::config::Configuration::place) gives it.
+        ram: Option<PaRange>,
     },
     /// `"ram"`: memory that a boot loader has put a disk image in.
     Ram {
@@ -103,6 +128,41 @@ pub enum BlockSource {
     Null {
         /// `size` in KiB: what it says it has. 1 GiB without.
         size_kib: u64,
+    },
+}
+
+/// Which part of a disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DiskPart<'a> {
+    /// All of it.
+    Whole,
+    /// `partition`: the one with this label.
+    Label(&'a str),
+    /// `partition`: the one with this number, of which the first is 1.
+    Number(u32),
+    /// `range`: sectors of 512 bytes.
+    Sectors {
+        /// The first.
+        first: u64,
+        /// How many.
+        count: u64,
+    },
+}
+
+/// What an overlay is over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Below<'a> {
+    /// A disk of the board's, or a part of one.
+    Physical {
+        /// Which of them, from 0 on.
+        disk: u64,
+        /// Which part of it.
+        part: DiskPart<'a>,
+    },
+    /// Memory that a boot loader has put a disk image in.
+    Ram {
+        /// Where it is.
+        image: PaRange,
     },
 }
 
@@ -206,13 +266,21 @@ fn read_child<'a>(vm: &mut VmNode<'a>, at: &mut Reader<'_, '_, 'a>, cells: Cells
     }
     at.check_names(&|name| OF_DEVICES.contains(&name));
     let source = match at.text("backend") {
-        Some("physical") => BlockSource::Physical { disk: at.required("disk") },
-        Some("ram") => match at.place.reg_in(cells).and_then(|mut reg| reg.next()) {
+        Some("physical") => {
+            BlockSource::Physical { disk: at.required("disk"), part: at.disk_part() }
+        }
+        Some("ram") => match at.image(cells) {
             Some(image) => BlockSource::Ram { image },
-            None => return at.bad_node("reg is not understood"),
+            None => return,
+        },
+        Some("overlay") => match at.overlay(cells) {
+            Some(source) => source,
+            None => return,
         },
         Some("null") => BlockSource::Null { size_kib: at.number("size").unwrap_or(NULL_DISK_KIB) },
-        Some(_) => return at.bad("backend", "is none of \"physical\", \"ram\" and \"null\""),
+        Some(_) => {
+            return at.bad("backend", "is none of \"physical\", \"overlay\", \"ram\" and \"null\"");
+        }
         None => return at.bad("backend", "is missing"),
     };
     let kind = DeviceKind::Block { source, read_only: at.flag("read-only") };
@@ -291,6 +359,61 @@ impl<'a> Reader<'_, '_, 'a> {
             self.bad(property, "is missing");
             0
         })
+    }
+
+    /// Where a disk image is.
+    fn image(&mut self, cells: Cells) -> Option<PaRange> {
+        let image = self.place.reg_in(cells).and_then(|mut reg| reg.next());
+        if image.is_none() {
+            self.bad_node("reg is not understood");
+        }
+        image
+    }
+
+    fn overlay(&mut self, cells: Cells) -> Option<BlockSource<'a>> {
+        let below = match (self.place.value("disk"), self.place.value("reg")) {
+            (Some(_), Some(_)) => {
+                self.bad_node("an overlay is over a disk or an image, not over both");
+                return None;
+            }
+            (Some(_), None) => {
+                Below::Physical { disk: self.required("disk"), part: self.disk_part() }
+            }
+            (None, _) => Below::Ram { image: self.image(cells)? },
+        };
+        let memory_kib = self.required("memory");
+        let keep = self.is_second("on-reset", ["drop", "keep"]).unwrap_or(true);
+        Some(BlockSource::Overlay { below, memory_kib, keep, ram: None })
+    }
+
+    fn disk_part(&mut self) -> DiskPart<'a> {
+        let range = self.place.value("range");
+        let Some(partition) = self.place.value("partition") else {
+            return range.map_or(DiskPart::Whole, |range| self.sectors(range));
+        };
+        if range.is_some() {
+            self.bad("range", "is not for a device that has partition");
+        }
+        // No text begins with a zero byte, and no table has that many partitions that a number did not.
+        if let (Some(cell), [0, ..]) = (partition.as_array(), partition) {
+            return DiskPart::Number(u32::from_be_bytes(*cell));
+        }
+        DiskPart::Label(self.text("partition").unwrap_or_default())
+    }
+
+    fn sectors(&mut self, range: &[u8]) -> DiskPart<'a> {
+        let half = |half: &[u8]| match (half.as_array(), half.as_array()) {
+            (Some(cell), _) => Some(u64::from(u32::from_be_bytes(*cell))),
+            (_, Some(cells)) => Some(u64::from_be_bytes(*cells)),
+            _ => None,
+        };
+        let halves = range.split_at_checked(range.len() / 2);
+        let numbers = halves.and_then(|(first, count)| half(first).zip(half(count)));
+        let Some((first, count)) = numbers else {
+            self.bad("range", "is not two numbers of one cell or of two");
+            return DiskPart::Whole;
+        };
+        DiskPart::Sectors { first, count }
     }
 
     fn flag(&mut self, property: &'static str) -> bool {

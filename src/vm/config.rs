@@ -7,13 +7,15 @@
 //!    core each of its vCPUs is assigned to.
 //! 2. [`Configuration::reserve_modules`]: what the modules take of the board's free RAM. EL2 takes
 //!    its own part then.
-//! 3. [`Configuration::check_disks`], when the board's disks are known.
-//! 4. [`Configuration::place`]: each VM's RAM.
+//! 3. [`Configuration::check_disks`], when the board's disks are known: which sectors each device has.
+//! 4. [`Configuration::place`]: each VM's RAM, and that of its overlays.
 
 mod cores;
+mod disks;
 mod error;
 
 pub use cores::{CoreIndex, CoreSet};
+pub use disks::{DiskUse, Disks, PartError};
 pub use error::{ConfigError, Refusal};
 
 pub use super::run_queue::Weight;
@@ -21,8 +23,8 @@ pub use super::run_queue::Weight;
 use super::layout;
 use crate::backend::block::SECTOR_SIZE;
 use crate::fdt::vms::MAX_DEVICES;
-use crate::fdt::{BlockSource, Board, BoardError, DeviceKind, DeviceNode, Module, NodePath};
-use crate::fdt::{OnCrash, VmNode};
+use crate::fdt::{Below, BlockSource, Board, BoardError, DeviceKind, DeviceNode, Module, NodePath};
+use crate::fdt::{DiskPart, OnCrash, VmNode};
 use crate::memory::ram::TooManyRanges;
 use crate::memory::{PaRange, RamMap};
 
@@ -112,9 +114,12 @@ impl<'a> VmConfig<'a> {
         }
         for device in &self.devices {
             let DeviceKind::Block { source, read_only } = device.kind;
-            if let BlockSource::Ram { image } = source {
-                visit(Owned { node: device.node, range: image, shared: read_only });
-            }
+            let (image, shared) = match source {
+                BlockSource::Ram { image } => (image, read_only),
+                BlockSource::Overlay { below: Below::Ram { image }, .. } => (image, true),
+                _ => continue,
+            };
+            visit(Owned { node: device.node, range: image, shared });
         }
     }
 }
@@ -136,13 +141,6 @@ impl<'a> Owned<'a> {
     fn goes_with(&self, other: &Owned<'_>) -> bool {
         let same = self.range == other.range && self.shared && other.shared;
         same || !self.range.overlaps(other.range)
-    }
-}
-
-fn physical_disk(device: &DeviceNode<'_>) -> Option<u64> {
-    match device.kind {
-        DeviceKind::Block { source: BlockSource::Physical { disk }, .. } => Some(disk),
-        DeviceKind::Block { .. } => None,
     }
 }
 
@@ -221,44 +219,20 @@ impl<'a> Configuration<'a> {
         result
     }
 
-    /// Refuses the VMs with disks that the board, which has `count`, has not. The VM of a board
-    /// without configuration does without.
-    pub fn check_disks(&mut self, count: usize, refuse: &mut dyn FnMut(Refusal<'a>)) {
-        let missing = |disk: u64| disk >= count as u64;
-        self.retain(refuse, |vms, index| {
-            let Some(vm) = vms.get_mut(index) else { return Ok(()) };
-            if vm.is_default {
-                vm.devices.retain(|device| !physical_disk(device).is_some_and(missing));
-            }
-            match vm.devices.iter().filter_map(physical_disk).find(|disk| missing(*disk)) {
-                Some(disk) => Err(ConfigError::NoSuchDisk { disk }),
-                None => Ok(()),
-            }
-        });
-    }
-
-    /// Takes RAM for every VM out of `free`, for which EL2 has taken what it needs before; refuses
-    /// VMs for which there is too little in one piece.
+    /// Takes RAM for every VM and its overlays out of `free`, for which EL2 has taken what it needs
+    /// before; refuses VMs for which there is too little in one piece.
     ///
     /// The first in the tree is served first, from the lowest piece that is large enough; one that
     /// stage 2 can map by blocks of 1 GiB, if there is.
     pub fn place(&mut self, free: &mut RamMap, refuse: &mut dyn FnMut(Refusal<'a>)) {
         self.retain(refuse, |vms, index| {
             let Some(vm) = vms.get_mut(index) else { return Ok(()) };
-            let largest = free.largest(RAM_BLOCK);
-            let ram = match vm.memory {
-                Memory::Rest => largest,
-                Memory::Bytes(len) => Some(len)
-                    .filter(|len| *len >= LARGE_BLOCK)
-                    .and_then(|len| free.find(len, LARGE_BLOCK, layout::RAM.raw()))
-                    .or_else(|| free.find(len, RAM_BLOCK, 0)),
-            };
-            vm.ram = ram.filter(|ram| free.reserve(*ram).is_ok());
-            if vm.ram.is_some() {
-                return Ok(());
+            let before = free.clone();
+            let placed = place(vm, free);
+            if placed.is_err() {
+                *free = before;
             }
-            let wanted = if let Memory::Bytes(len) = vm.memory { len } else { RAM_BLOCK };
-            Err(ConfigError::NoMemory { wanted, largest: largest.map_or(0, |ram| ram.len) })
+            placed
         });
     }
 
@@ -320,7 +294,7 @@ impl<'a> Configuration<'a> {
             is_default: false,
         };
         self.check_modules(&vm, board, resources)?;
-        self.check_devices(&vm)?;
+        Self::check_devices(&vm)?;
         Ok(vm)
     }
 
@@ -360,22 +334,18 @@ impl<'a> Configuration<'a> {
         result
     }
 
-    fn check_devices(&self, vm: &VmConfig<'a>) -> Result<(), ConfigError<'a>> {
-        for (index, device) in vm.devices.iter().enumerate() {
-            let Some(disk) = physical_disk(device) else { continue };
-            let own = vm.devices.get(..index).unwrap_or_default();
-            let others = self.vms.iter().map(|vm| vm.devices.as_slice());
-            for other in others.chain([own]).flatten() {
-                if physical_disk(other) == Some(disk) {
-                    return Err(ConfigError::DiskTaken { disk, by: other.node });
-                }
-            }
-        }
+    fn check_devices(vm: &VmConfig<'a>) -> Result<(), ConfigError<'a>> {
         for device in &vm.devices {
             let DeviceKind::Block { source, .. } = device.kind;
             match source {
-                BlockSource::Ram { image } if image.len % SECTOR_SIZE != 0 => {
+                BlockSource::Ram { image }
+                | BlockSource::Overlay { below: Below::Ram { image }, .. }
+                    if image.len % SECTOR_SIZE != 0 =>
+                {
                     return Err(ConfigError::ImageLength { image });
+                }
+                BlockSource::Overlay { memory_kib, .. } => {
+                    memory(memory_kib)?;
                 }
                 BlockSource::Null { size_kib: size } => {
                     in_range("size", size, 1, MAX_NULL_DISK_KIB)?;
@@ -396,7 +366,7 @@ const CHOSEN: NodePath<'static> = NodePath::new("", "chosen");
 fn default_vm<'a>(board: &Board<'a>, cores: CoreSet) -> Option<VmConfig<'a>> {
     let node = CHOSEN;
     let images = board.first_guest()?;
-    let source = BlockSource::Physical { disk: 0 };
+    let source = BlockSource::Physical { disk: 0, part: DiskPart::Whole };
     let disk = DeviceNode { node, kind: DeviceKind::Block { source, read_only: false } };
     Some(VmConfig {
         node,
@@ -415,6 +385,38 @@ fn default_vm<'a>(board: &Board<'a>, cores: CoreSet) -> Option<VmConfig<'a>> {
         devices: [disk].into_iter().collect(),
         is_default: true,
     })
+}
+
+/// Takes the RAM of a VM and of its overlays.
+fn place<'a>(vm: &mut VmConfig<'a>, free: &mut RamMap) -> Result<(), ConfigError<'a>> {
+    let no_memory = |wanted, free: &RamMap| {
+        let largest = free.largest(RAM_BLOCK).map_or(0, |ram| ram.len);
+        ConfigError::NoMemory { wanted, largest }
+    };
+    for device in &mut vm.devices {
+        let DeviceKind::Block { source, .. } = &mut device.kind;
+        if let BlockSource::Overlay { memory_kib, ram, .. } = source {
+            let wanted = *memory_kib * 1024;
+            let found = free.find(wanted, RAM_BLOCK, 0);
+            *ram = found.filter(|ram| free.reserve(*ram).is_ok());
+            if ram.is_none() {
+                return Err(no_memory(wanted, free));
+            }
+        }
+    }
+    let ram = match vm.memory {
+        Memory::Rest => free.largest(RAM_BLOCK),
+        Memory::Bytes(len) => Some(len)
+            .filter(|len| *len >= LARGE_BLOCK)
+            .and_then(|len| free.find(len, LARGE_BLOCK, layout::RAM.raw()))
+            .or_else(|| free.find(len, RAM_BLOCK, 0)),
+    };
+    vm.ram = ram.filter(|ram| free.reserve(*ram).is_ok());
+    if vm.ram.is_some() {
+        return Ok(());
+    }
+    let wanted = if let Memory::Bytes(len) = vm.memory { len } else { RAM_BLOCK };
+    Err(no_memory(wanted, free))
 }
 
 fn check_name<'a>(name: &str) -> Result<(), ConfigError<'a>> {

@@ -35,7 +35,11 @@ impl Weight {
 
     /// Used time a tick, for this weight.
     const fn per_tick(self) -> u64 {
-        SCALE / self.0 as u64
+        // Never 0; but the compiler is not told.
+        match SCALE.checked_div(self.0 as u64) {
+            Some(per_tick) => per_tick,
+            None => SCALE,
+        }
     }
 }
 

@@ -288,7 +288,8 @@ pub fn address_space(
 /// What starts `vm` from `kernel`.
 pub fn managed(vm: &'static Vm<'static>, kernel: SharedSlice<'static>) -> &'static mut Machine {
     let modules = Modules { kernel, ramdisk: None, bootargs: "" };
-    let plan = Plan { modules, scratch: ram::place([0u8; GUEST_FDT_LEN]), on_end: || () };
+    let (scratch, reverts) = (ram::place([0u8; GUEST_FDT_LEN]), Default::default());
+    let plan = Plan { modules, scratch, reverts, on_end: || () };
     let manager = Manager::new(OnCrash::Stop, Counter.frequency());
     ram::place(Machine::new(vm, manager, plan))
 }

@@ -3,9 +3,11 @@
 use super::super::core::{Core, NEVER};
 use super::super::{cache, pmu, timer};
 use crate::backend::clock::{Clock, Ticks};
+use crate::backend::overlay::Revert;
 use crate::memory::SharedSlice;
 use crate::vm::lifecycle::{Manager, Starter, State, Step};
 use crate::vm::loader::{self, LoadError, Modules, Placement};
+use crate::vm::machine::MAX_DEVICES;
 use crate::vm::{Host, Vm};
 
 /// What a machine is started from, each time anew, and what becomes of its core when it has ended.
@@ -14,6 +16,8 @@ pub struct Plan {
     pub modules: Modules<'static>,
     /// Where the device tree is made.
     pub scratch: &'static mut [u8],
+    /// Its disks that are to forget what was written when it is started.
+    pub reverts: heapless::Vec<&'static Revert, MAX_DEVICES>,
     /// Called when the machine is down for good, its devices quiet.
     pub on_end: fn(),
 }
@@ -28,6 +32,8 @@ impl Starter<Core> for Plan {
     }
 
     fn load(&mut self, vm: &Vm<'_>) -> Result<Placement, LoadError> {
+        // Its devices were reset, and none has anything in flight.
+        self.reverts.iter().for_each(|revert| revert.ask());
         let bootargs = self.modules.bootargs;
         let placement = loader::load(
             &self.modules,

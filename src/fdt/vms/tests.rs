@@ -59,7 +59,7 @@ fn everything_a_node_can_say_is_understood() {
         assert_eq!(vm.ramdisk.unwrap().range, PaRange::new(0x4900_0000, 0x2000));
         let image = PaRange::new(0x5000_0000, 0x4000);
         let expected = [
-            (BlockSource::Physical { disk: 1 }, true),
+            (BlockSource::Physical { disk: 1, part: DiskPart::Whole }, true),
             (BlockSource::Ram { image }, false),
             (BlockSource::Null { size_kib: 4096 }, false),
         ];
@@ -151,7 +151,8 @@ fn a_child_that_is_not_understood_is_refused_by_path() {
     assert_eq!(with(disk().without("disk")), missing);
     let misspelt = disk().flag("readonly");
     assert_eq!(with(misspelt), "/chosen/alice/disk: readonly means nothing here");
-    let backend = "/chosen/alice/disk: backend is none of \"physical\", \"ram\" and \"null\"";
+    let backend =
+        "/chosen/alice/disk: backend is none of \"physical\", \"overlay\", \"ram\" and \"null\"";
     assert_eq!(with(block("disk", "network")), backend);
     assert_eq!(with(disk().without("backend")), "/chosen/alice/disk: backend is missing");
     assert_eq!(with(block("disk", "ram")), "/chosen/alice/disk: reg is not understood");
@@ -189,4 +190,70 @@ fn a_vm_that_is_refused_leaves_the_others_as_they_are() {
     assert_eq!(read[0], Ok(("alice".to_owned(), 1, 0x1_0000)));
     assert!(read[1].is_err());
     assert_eq!(read[2], Ok(("bob".to_owned(), 1, 0x1_0000)));
+}
+
+/// What is behind the only device of a VM.
+fn source(device: TestNode) -> Result<String, String> {
+    let blob = board(1, &[vm("alice", 0x4800_0000).child(device)]).blob();
+    let board = Board::read(&blob, Pa::new(0)).unwrap();
+    let mut source = None;
+    board.for_each_vm(&mut |_, read| {
+        source = Some(read.map_err(|error| error.to_string()).map(|vm| {
+            let DeviceKind::Block { source, .. } = vm.devices[0].kind;
+            format!("{source:?}")
+        }));
+    });
+    source.unwrap()
+}
+
+#[test]
+fn a_part_of_a_disk_is_named_by_label_number_or_sectors() {
+    let disk = || block("disk", "physical").cells("disk", &[1]);
+    let part = |device, part: DiskPart<'_>| {
+        let expected = BlockSource::Physical { disk: 1, part };
+        assert_eq!(source(device), Ok(format!("{expected:?}")));
+    };
+    part(disk().text("partition", "data"), DiskPart::Label("data"));
+    // As long as a number, but a text.
+    part(disk().text("partition", "abc"), DiskPart::Label("abc"));
+    part(disk().text("partition", "7"), DiskPart::Label("7"));
+    part(disk().cells("partition", &[7]), DiskPart::Number(7));
+    part(disk().cells("range", &[2048, 100]), DiskPart::Sectors { first: 2048, count: 100 });
+    let (first, count) = (1 << 32 | 2, 3 << 32 | 4);
+    part(disk().cells("range", &[1, 2, 3, 4]), DiskPart::Sectors { first, count });
+    let refused = |device, reason: &str| {
+        assert_eq!(source(device), Err(format!("/chosen/alice/disk: {reason}")));
+    };
+    for cells in [&[][..], &[1], &[1, 2, 3], &[1; 6]] {
+        refused(disk().cells("range", cells), "range is not two numbers of one cell or of two");
+    }
+    refused(disk().bytes("partition", b"abcd"), "partition is not text");
+    refused(disk().flag("partition"), "partition is not text");
+    let both = disk().cells("partition", &[1]).cells("range", &[1, 1]);
+    refused(both, "range is not for a device that has partition");
+}
+
+#[test]
+fn an_overlay_is_over_a_disk_or_an_image() {
+    let overlay = || block("disk", "overlay").cells("memory", &[2048]);
+    let is = |device, below, keep| {
+        let expected = BlockSource::Overlay { below, memory_kib: 2048, keep, ram: None };
+        assert_eq!(source(device), Ok(format!("{expected:?}")));
+    };
+    let part = DiskPart::Label("system");
+    let disk = || overlay().cells("disk", &[3]).text("partition", "system");
+    is(disk(), Below::Physical { disk: 3, part }, true);
+    is(disk().text("on-reset", "keep"), Below::Physical { disk: 3, part }, true);
+    is(disk().text("on-reset", "drop"), Below::Physical { disk: 3, part }, false);
+    let image = PaRange::new(0x5000_0000, 0x4000);
+    let over_image = || overlay().cells("reg", &[0, 0x5000_0000, 0, 0x4000]);
+    is(over_image(), Below::Ram { image }, true);
+    let refused = |device, reason: &str| {
+        assert_eq!(source(device), Err(format!("/chosen/alice/disk: {reason}")));
+    };
+    refused(overlay(), "reg is not understood");
+    refused(disk().without("memory"), "memory is missing");
+    refused(disk().text("on-reset", "maybe"), "on-reset is none of the words it can be");
+    let both = over_image().cells("disk", &[0]);
+    refused(both, "an overlay is over a disk or an image, not over both");
 }

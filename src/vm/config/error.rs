@@ -2,6 +2,7 @@
 
 use core::fmt;
 
+use super::PartError;
 use crate::fdt::{BoardError, NodePath};
 use crate::memory::PaRange;
 
@@ -19,7 +20,10 @@ impl fmt::Display for Refusal<'_> {
         match self.error {
             // It says itself where.
             ConfigError::Tree(error) => error.fmt(f),
-            error => write!(f, "{}: {error}", self.vm),
+            error => match error.device() {
+                Some(device) => write!(f, "{device}: {error}"),
+                None => write!(f, "{}: {error}", self.vm),
+            },
         }
     }
 }
@@ -84,11 +88,50 @@ pub enum ConfigError<'a> {
         /// Whose it is.
         by: NodePath<'a>,
     },
+    /// A device's part of a disk cannot be had.
+    Part {
+        /// The device.
+        node: NodePath<'a>,
+        /// The disk's number.
+        disk: u64,
+        /// Why.
+        error: PartError,
+    },
+    /// Sectors of a device belong to another, and one of the two writes.
+    SectorsTaken {
+        /// The device.
+        node: NodePath<'a>,
+        /// The disk's number.
+        disk: u64,
+        /// Whose they are.
+        by: NodePath<'a>,
+    },
+    /// An overlay's memory is too small for anything to be written.
+    OverlayMemory {
+        /// The device.
+        node: NodePath<'a>,
+        /// What it says, in KiB.
+        kib: u64,
+        /// The least possible for its disk, in KiB.
+        least: u64,
+    },
     /// A RAM disk's image is no number of sectors.
     ImageLength {
         /// The image.
         image: PaRange,
     },
+}
+
+impl<'a> ConfigError<'a> {
+    /// The device's node, if it is about one.
+    fn device(&self) -> Option<NodePath<'a>> {
+        match *self {
+            Self::Part { node, .. }
+            | Self::SectorsTaken { node, .. }
+            | Self::OverlayMemory { node, .. } => Some(node),
+            _ => None,
+        }
+    }
 }
 
 impl<'a> From<BoardError<'a>> for ConfigError<'a> {
@@ -133,6 +176,16 @@ impl fmt::Display for ConfigError<'_> {
             }
             Self::NoSuchDisk { disk } => write!(f, "the board has no disk {disk}"),
             Self::DiskTaken { disk, by } => write!(f, "disk {disk} is that of {by}"),
+            Self::Part { disk, error, .. } => write!(f, "disk {disk}: {error}"),
+            Self::SectorsTaken { disk, by, .. } => {
+                write!(f, "sectors of disk {disk} that it wants are those of {by}")
+            }
+            Self::OverlayMemory { kib, least, .. } => {
+                write!(
+                    f,
+                    "memory is {kib} KiB: at least {least} are needed over a disk of this size"
+                )
+            }
             Self::ImageLength { image } => {
                 write!(f, "the RAM disk at {image} is not a multiple of 512 bytes")
             }

@@ -1,6 +1,9 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::backend::block::BlockInfo;
+use crate::backend::partition::gpt::GptError;
+use crate::backend::partition::{self, Sectors};
 use crate::fdt::testing::{TestNode, block, board, module, vm};
 use crate::memory::Pa;
 
@@ -22,7 +25,7 @@ fn configure(cores: u32, chosen: &[TestNode], disks: usize) -> Outcome {
     let mut config = Configuration::new();
     let resources = Resources { cores: CoreSet::first(cores as usize), taken: &TAKEN };
     config.read(&board, &resources, &mut refuse);
-    config.check_disks(disks, &mut refuse);
+    config.check_disks(&mut Board1000(disks), &mut refuse);
     let mut free = board.free_ram(&[IMAGE, TREE]).unwrap();
     config.reserve_modules(&mut free).unwrap();
     config.place(&mut free, &mut refuse);
@@ -40,7 +43,32 @@ fn modules(vm: &VmConfig<'_>) -> Vec<PaRange> {
 }
 
 fn disks(vm: &VmConfig<'_>) -> Vec<u64> {
-    vm.devices.iter().filter_map(physical_disk).collect()
+    vm.devices.iter().filter_map(DiskUse::of).map(|it| it.disk).collect()
+}
+
+/// Disks of 1000 sectors, the first two of which have partitions "low" and "high".
+struct Board1000(usize);
+
+impl Disks for Board1000 {
+    fn count(&self) -> usize {
+        self.0
+    }
+
+    fn find(&mut self, disk: usize, part: DiskPart<'_>) -> Result<Sectors, PartError> {
+        assert!(disk < self.0);
+        let (first, count) = match part {
+            DiskPart::Whole => (0, 1000),
+            DiskPart::Label("low") | DiskPart::Number(1) if disk < 2 => (100, 400),
+            DiskPart::Label("high") | DiskPart::Number(2) if disk < 2 => (500, 500),
+            DiskPart::Label(_) | DiskPart::Number(_) => {
+                return Err(PartError::Gpt(GptError::NotFound));
+            }
+            DiskPart::Sectors { first, count } => (first, count),
+        };
+        let sectors = Sectors::new(first, count).ok_or(PartError::Empty)?;
+        let disk = BlockInfo::new(1000);
+        partition::check(&disk, sectors).map_err(PartError::Range).map(|()| sectors)
+    }
 }
 
 fn names(outcome: &Outcome) -> Vec<&str> {
@@ -94,9 +122,9 @@ fn without_a_vm_node_there_is_one_vm_with_everything() {
     config.place(&mut free, &mut refuse);
     assert_eq!(config.vms()[0].ram, largest);
     // It does without a disk.
-    config.check_disks(1, &mut refuse);
+    config.check_disks(&mut Board1000(1), &mut refuse);
     assert_eq!(config.vms()[0].devices.len(), 1);
-    config.check_disks(0, &mut refuse);
+    config.check_disks(&mut Board1000(0), &mut refuse);
     assert!(config.vms()[0].devices.is_empty());
 }
 
@@ -280,6 +308,125 @@ fn a_physical_disk_exists_and_is_one_vm_s_alone() {
 }
 
 #[test]
+fn sectors_have_one_writer_or_many_readers() {
+    let part = |name: &str, label: &str| {
+        block(name, "physical").cells("disk", &[0]).text("partition", label)
+    };
+    let range = |name: &str, first, count| {
+        block(name, "physical").cells("disk", &[0]).cells("range", &[first, count])
+    };
+    let taken = |device: TestNode| {
+        let mut vms = vec![good("low", 0).child(part("disk", "low"))];
+        vms.push(good("reader", 0).child(range("disk", 510, 10).flag("read-only")));
+        vms.push(good("late", 0).child(device));
+        let outcome = configure(4, &vms, 2);
+        assert_eq!(names(&outcome)[..2], ["low", "reader"]);
+        outcome.1.first().cloned()
+    };
+    let refusal = |by: &str| {
+        let path = "/chosen/late/d: sectors of disk 0 that it wants are those of";
+        Some(format!("{path} /chosen/{by}/disk"))
+    };
+    assert_eq!(taken(range("d", 0, 100)), None);
+    assert_eq!(taken(range("d", 0, 101)), refusal("low"));
+    assert_eq!(taken(range("d", 0, 101).flag("read-only")), refusal("low"));
+    assert_eq!(taken(range("d", 499, 1)), refusal("low"));
+    assert_eq!(taken(range("d", 500, 10)), None);
+    assert_eq!(taken(part("d", "high")), refusal("reader"));
+    assert_eq!(taken(part("d", "high").flag("read-only")), None);
+    assert_eq!(taken(part("d", "high").cells("partition", &[2]).flag("read-only")), None);
+    // An overlay only reads.
+    let overlay = |label: &str| {
+        let device = block("d", "overlay").cells("disk", &[0]).text("partition", label);
+        device.cells("memory", &[4096])
+    };
+    assert_eq!(taken(overlay("high")), None);
+    assert_eq!(taken(overlay("low")), refusal("low"));
+    let whole = Some("/chosen/late: disk 0 is that of /chosen/low/disk".to_owned());
+    assert_eq!(taken(block("d", "physical").cells("disk", &[0])), whole);
+    // Of one VM's own devices as well.
+    let twice = bad().child(part("d0", "low")).child(range("d1", 499, 2));
+    let reason = "/chosen/bad/d1: sectors of disk 0 that it wants are those of /chosen/bad/d0";
+    alone_is_refused(twice, reason);
+    // The same sectors of another disk are others.
+    assert_eq!(taken(part("d", "low").cells("disk", &[1])), None);
+}
+
+#[test]
+fn a_part_that_is_not_there_is_refused_by_its_node() {
+    let disk = |disk: u32| block("d", "physical").cells("disk", &[disk]);
+    let refused = |device: TestNode, reason: &str| {
+        alone_is_refused(bad().child(device), &format!("/chosen/bad/d: {reason}"));
+    };
+    let missing = "disk 0: there is no such partition";
+    refused(disk(0).text("partition", "middle"), missing);
+    refused(disk(0).cells("partition", &[3]), missing);
+    let empty = "disk 1: the range has no sectors, or more than can be numbered";
+    refused(disk(1).cells("range", &[5, 0]), empty);
+    refused(disk(1).cells("range", &[0, 5, !0, !0]), empty);
+    let beyond = "disk 0: the range ends behind the disk's end: it has 1000 sectors";
+    refused(disk(0).cells("range", &[999, 2]), beyond);
+    refused(disk(0).cells("range", &[0, 0, 0x1000, 0]), beyond);
+}
+
+#[test]
+fn an_overlay_has_ram_of_its_own() {
+    let overlay = |kib: u32| {
+        let device = block("d", "overlay").cells("disk", &[0]).text("partition", "high");
+        device.cells("memory", &[kib])
+    };
+    let blob = board(2, &[good("a", 0).child(overlay(2048)), good("b", 0).child(overlay(4096))]);
+    let blob = blob.blob();
+    let board = Board::read(&blob, Pa::new(0)).unwrap();
+    let mut refuse = |refusal: Refusal<'_>| panic!("{refusal}");
+    let mut config = Configuration::new();
+    config.read(&board, &Resources { cores: CoreSet::first(2), taken: &TAKEN }, &mut refuse);
+    config.check_disks(&mut Board1000(1), &mut refuse);
+    let mut free = board.free_ram(&[IMAGE, TREE]).unwrap();
+    config.reserve_modules(&mut free).unwrap();
+    config.place(&mut free, &mut refuse);
+    let mut taken = vec![IMAGE, TREE];
+    for (vm, len) in config.vms().iter().zip([2 * MIB, 4 * MIB]) {
+        let DeviceKind::Block { source: BlockSource::Overlay { ram, below, .. }, .. } =
+            vm.devices[0].kind
+        else {
+            panic!()
+        };
+        let part = DiskPart::Sectors { first: 500, count: 500 };
+        assert_eq!((below, ram.unwrap().len), (Below::Physical { disk: 0, part }, len));
+        for range in [ram.unwrap(), vm.ram.unwrap()] {
+            assert!(!taken.iter().any(|other| other.overlaps(range)));
+            taken.push(range);
+        }
+    }
+    let memory = "/chosen/bad: memory is 2049 KiB: it must be a multiple of 2048";
+    alone_is_refused(bad().child(overlay(2049)), memory);
+    // Over a larger disk the table of the overlay alone needs more.
+    let image = |len: u64| {
+        let reg = [0, (MODULES + 4 * MIB) as u32, 0, len as u32];
+        block("d", "overlay").cells("reg", &reg).cells("memory", &[2048])
+    };
+    let vms = [good("a", 0).child(image(MIB)), good("b", 0).child(image(MIB))];
+    assert_eq!(names(&configure(2, &vms, 0)), ["a", "b"]);
+    let written = block("d", "ram").cells("reg", &[0, (MODULES + 4 * MIB) as u32, 0, MIB as u32]);
+    let outcome = configure(2, &[good("a", 0).child(image(MIB)), good("b", 0).child(written)], 0);
+    assert_eq!(outcome.1, ["/chosen/b/d: module overlaps /chosen/a/d"]);
+    alone_is_refused(
+        bad().child(image(513)),
+        "/chosen/bad: the RAM disk at 0xb0400000..0xb0400201 is not a multiple of 512 bytes",
+    );
+}
+
+#[test]
+fn what_a_refused_vm_would_have_had_is_free_for_the_next() {
+    let overlay = block("d", "overlay").cells("disk", &[0]).cells("memory", &[0x10_0000]);
+    let large = vm("large", MODULES).cells("memory", &[0x10_0000]).child(overlay);
+    let other = good("other", 1).cells("memory", &[0x10_0000]);
+    let outcome = configure(2, &[large, other], 1);
+    assert_eq!(names(&outcome), ["other"]);
+}
+
+#[test]
 fn only_cores_that_run_are_assigned() {
     for (cores, missing) in [(&[2_u32][..], 2), (&[0, 7], 7), (&[0, u32::MAX], u32::MAX)] {
         let expected =
@@ -392,7 +539,7 @@ proptest! {
         let resources = Resources { cores: CoreSet::first(cores as usize), taken: &TAKEN };
         let mut config = Configuration::new();
         config.read(&board, &resources, &mut refuse);
-        config.check_disks(disks, &mut refuse);
+        config.check_disks(&mut Board1000(disks), &mut refuse);
         let mut free = board.free_ram(&[IMAGE, TREE]).unwrap();
         config.reserve_modules(&mut free).unwrap();
         let pool = free.find(RAM_BLOCK, RAM_BLOCK, 0).unwrap();
@@ -461,7 +608,7 @@ fn example(blob: &[u8], judge: impl FnOnce(&[VmConfig<'_>])) {
     let mut refuse = |refusal: Refusal<'_>| panic!("{refusal}");
     let mut config = Configuration::new();
     config.read(&board, &resources, &mut refuse);
-    config.check_disks(2, &mut refuse);
+    config.check_disks(&mut Board1000(2), &mut refuse);
     let mut free = board.free_ram(&[IMAGE, TREE]).unwrap();
     config.reserve_modules(&mut free).unwrap();
     free.reserve(free.find(RAM_BLOCK, RAM_BLOCK, 0).unwrap()).unwrap();

@@ -1,9 +1,11 @@
 //! VMs in a board's device tree.
 
-use sparkler::fdt::{Board, FdtWriter, WriteError};
+use sparkler::backend::partition::Sectors;
+use sparkler::fdt::{BlockSource, Board, DeviceKind, DiskPart, FdtWriter, WriteError};
 use sparkler::memory::{Pa, PaRange};
 use sparkler::vm::config::{
-    Configuration, CoreSet, Kernel, MAX_VCPUS, MAX_VCPUS_PER_CORE, RAM_BLOCK, Refusal, Resources,
+    Configuration, CoreSet, DiskUse, Disks, Kernel, MAX_VCPUS, MAX_VCPUS_PER_CORE, PartError,
+    RAM_BLOCK, Refusal, Resources, VmConfig,
 };
 
 use crate::input::Input;
@@ -13,7 +15,7 @@ const TREE: PaRange = PaRange::new(0x4800_0000, 0x10_0000);
 const MEMORY: PaRange = PaRange::new(0x4000_0000, 0x8000_0000);
 
 /// What is written into the VMs' nodes: most of it has a meaning somewhere.
-const PROPERTIES: [&str; 20] = [
+const PROPERTIES: [&str; 24] = [
     "cpus",
     "memory",
     "compatible",
@@ -34,8 +36,12 @@ const PROPERTIES: [&str; 20] = [
     "read-only",
     "#address-cells",
     "#size-cells",
+    "partition",
+    "range",
+    "on-reset",
+    "sparkler,file",
 ];
-const TEXTS: [&[u8]; 16] = [
+const TEXTS: [&[u8]; 20] = [
     b"sparkler,vm\0",
     b"multiboot,kernel\0multiboot,module\0",
     b"multiboot,ramdisk\0multiboot,module\0",
@@ -52,6 +58,10 @@ const TEXTS: [&[u8]; 16] = [
     b"alice\0",
     b"bob\0",
     b"no end",
+    b"overlay\0",
+    b"drop\0",
+    b"low\0",
+    b"high\0",
 ];
 
 /// Any nodes in `/chosen`: configured, placed, and judged.
@@ -77,7 +87,7 @@ pub fn vms(data: &[u8]) {
     let cores = CoreSet::first(cores);
     let mut config = Configuration::new();
     config.read(&board, &Resources { cores, taken: &taken }, &mut refuse);
-    config.check_disks(disks, &mut refuse);
+    config.check_disks(&mut Thousands(disks), &mut refuse);
     let Ok(mut free) = board.free_ram(&[IMAGE, TREE]) else { return };
     if config.reserve_modules(&mut free).is_err() {
         return;
@@ -85,6 +95,7 @@ pub fn vms(data: &[u8]) {
     config.place(&mut free, &mut refuse);
     assert_eq!(config.vms().len() + refused, nodes.max(1));
 
+    check_sectors(config.vms());
     let mut used = vec![IMAGE, TREE];
     for vm in config.vms() {
         let kernel = if let Kernel::Module(kernel) = vm.kernel { Some(kernel) } else { None };
@@ -97,10 +108,53 @@ pub fn vms(data: &[u8]) {
         assert!(!used.iter().any(|used| used.overlaps(ram)), "{ram}");
         used.push(ram);
         assert!(!config.vms()[..index].iter().any(|other| other.name == vm.name));
+        for device in &vm.devices {
+            let DeviceKind::Block { source, .. } = device.kind;
+            if let BlockSource::Overlay { ram, .. } = source {
+                let ram = ram.expect("those without are refused");
+                assert!(MEMORY.contains(ram) && !used.iter().any(|used| used.overlaps(ram)));
+                used.push(ram);
+            }
+        }
         assert!((1..=MAX_VCPUS).contains(&vm.cores.len()));
         assert!(vm.cores.iter().all(|core| cores.contains(*core)));
     }
     assert!(cores.iter().all(|core| config.vcpus_on(core) <= MAX_VCPUS_PER_CORE));
+}
+
+/// No sector that somebody writes is another's.
+fn check_sectors(vms: &[VmConfig<'_>]) {
+    let all: Vec<_> = vms.iter().flat_map(|vm| &vm.devices).filter_map(DiskUse::of).collect();
+    for (index, own) in all.iter().enumerate() {
+        let sectors = own.sectors().expect("known since the disks were checked");
+        assert!(sectors.end() <= 1000);
+        for other in all[..index].iter().filter(|other| other.disk == own.disk) {
+            let apart = !other.sectors().is_some_and(|other| other.overlaps(sectors));
+            assert!(apart || own.read_only && other.read_only);
+        }
+    }
+}
+
+/// Disks of 1000 sectors, each with two partitions.
+struct Thousands(usize);
+
+impl Disks for Thousands {
+    fn count(&self) -> usize {
+        self.0
+    }
+
+    fn find(&mut self, disk: usize, part: DiskPart<'_>) -> Result<Sectors, PartError> {
+        assert!(disk < self.0);
+        let (first, count) = match part {
+            DiskPart::Whole => (0, 1000),
+            DiskPart::Label("low") | DiskPart::Number(1) => (100, 400),
+            DiskPart::Label("high") | DiskPart::Number(2) => (500, 500),
+            DiskPart::Label(_) | DiskPart::Number(_) => return Err(PartError::Unusable),
+            DiskPart::Sectors { first, count } => (first, count),
+        };
+        let sectors = Sectors::new(first, count).ok_or(PartError::Empty)?;
+        if sectors.end() > 1000 { Err(PartError::Empty) } else { Ok(sectors) }
+    }
 }
 
 /// A board whose `/chosen` has what the input says.
