@@ -10,6 +10,7 @@ mod block_requests;
 mod decode;
 mod disk;
 mod fdt;
+mod gpt;
 mod guest;
 mod guest_exits;
 mod honest;
@@ -28,6 +29,7 @@ mod vms;
 pub use block_requests::block_requests;
 pub use decode::decode;
 pub use fdt::fdt;
+pub use gpt::gpt;
 pub use guest_exits::guest_exits;
 pub use kernel_image::kernel_image;
 pub use monitor::monitor;
@@ -43,7 +45,7 @@ pub use vms::vms;
 pub type Target = (&'static str, fn(&[u8]));
 
 /// All targets. Each has a folder of its name in `corpus/`.
-pub const TARGETS: [Target; 15] = [
+pub const TARGETS: [Target; 16] = [
     ("registers", registers),
     ("split_chains", split_chains),
     ("split_race", split_race),
@@ -55,6 +57,7 @@ pub const TARGETS: [Target; 15] = [
     ("guest_exits", guest_exits),
     ("fdt", fdt),
     ("vms", vms),
+    ("gpt", gpt),
     ("kernel_image", kernel_image),
     ("decode", decode),
     ("monitor", monitor),
