@@ -2,7 +2,7 @@
 # Bring a fresh Debian to the point where the image can be built and run. What is there is left alone.
 
 # Name every Debian package whose command is missing. Of the words, "build" is there if something is to be compiled,
-# "trees" if device trees are to be changed.
+# "trees" if device trees are to be changed, "partitions" if a disk is to be partitioned.
 missing_packages() {
     have() { command -v "$1" >/dev/null; }
     have qemu-system-aarch64 || echo qemu-system-arm
@@ -10,6 +10,7 @@ missing_packages() {
     have flock || echo util-linux
     # The linker of build scripts and procedural macros, which run on the host.
     if [[ " $* " == *' build '* ]]; then have cc || printf '%s\n' gcc libc6-dev; fi
+    if [[ " $* " == *' partitions '* ]]; then have sfdisk || echo fdisk; fi
     if [[ " $* " == *' trees '* ]]; then { have dtc && have fdtget; } || echo device-tree-compiler; fi
 }
 
@@ -31,7 +32,7 @@ install_packages() {
     as_root "${install[@]}" || { as_root apt-get update && as_root "${install[@]}"; }
 }
 
-# setup_tools [build] [trees]; sets qemu_version, such as 7.2.
+# setup_tools [build] [trees] [partitions]; sets qemu_version, such as 7.2.
 setup_tools() {
     local packages version
     mapfile -t packages < <(missing_packages "$@")

@@ -4,14 +4,15 @@
 #   sparkler,file in a module     "linux", "linux-ramdisk", "builtin" (as without --vms), or a file, from the .dts file's folder
 #   sparkler,file in a disk       a file instead of target/disk/NAME.img, or "null" for a disk of zeros
 #   sparkler,builtin in a VM      a kernel module with "builtin", its bootargs the VM's
+# A disk of which nodes name partitions is target/disk/NAME-of-the-.dts-N.img, with these partitions, unless a file is named.
 
 vm_names=()
 # By a VM's name: linux (our ramdisk, which takes commands), builtin, or other; and the path of its node.
 declare -A vm_kind=() vm_node=()
 # By path of a node: the file it names, as it is written there.
 declare -A vm_modules=() vm_disks=()
-# By number of a disk: path of its node.
-declare -A disk_node=()
+# By number of a disk: path of the first node that names it, and the labels of its partitions, in order.
+declare -A disk_node=() disk_labels=()
 # More words for every Linux; more arguments for QEMU.
 vm_words='' vm_args=()
 
@@ -60,21 +61,35 @@ read_vm() { # read_vm PATH NAME
     for child in $(fdtget -l "$vms_dtb" "$1"); do
         path=$1/$child file=$(vms_text "$1/$child" sparkler,file)
         if ! vms_enabled "$path"; then continue; fi
-        if vms_is "$path" multiboot,module || [[ $(vms_text "$path" backend) == ram ]]; then
+        if vms_is "$path" multiboot,module || [[ $(vms_text "$path" backend) == ram ]] ||
+            { [[ $(vms_text "$path" backend) == overlay ]] && ! vms_has "$path" disk; }; then
             case $file in
             linux-ramdisk) vm_kind[$2]=linux ;;
             builtin) vm_kind[$2]=builtin ;;
             esac
             if [[ -n $file ]]; then vm_modules[$path]=$file; fi
-        elif [[ $(vms_text "$path" backend) == physical ]]; then
+        elif [[ $(vms_text "$path" backend) == physical ]] || vms_has "$path" disk; then
             disk=$(vms_number "$path" disk 32)
             # What is wrong with it is for sparkler to say.
-            if ((disk < 32)); then disk_node[$disk]=$path; fi
-            if [[ -n $file ]]; then vm_disks[$path]=$file; fi
+            if ((disk < 32)); then
+                disk_node[$disk]=${disk_node[$disk]-$path}
+                if vms_has "$path" partition; then add_label "$disk" "$(vms_text "$path" partition)"; fi
+            fi
+            if [[ -n $file ]]; then
+                vm_disks[$path]=$file
+                if ((disk < 32)); then disk_node[$disk]=$path; fi
+            fi
         fi
     done
     # Whether it will run is not known of one that somebody has to start.
     if [[ $(vms_text "$1" sparkler,autostart) == no ]]; then vm_kind[$2]=other; fi
+}
+
+# A partition that a node names. By number: what is missing before it has no label.
+add_label() { # add_label DISK LABEL
+    if [[ $2 =~ ^[A-Za-z0-9._-]{1,36}$ && " ${disk_labels[$1]-} " != *" $2 "* ]]; then
+        disk_labels[$1]+="${disk_labels[$1]:+ }$2"
+    fi
 }
 
 vms_use() { # vms_use KIND: whether a VM is of that kind
@@ -158,7 +173,7 @@ vms_vm_name() { # vms_vm_name PATH
 
 # vms_disks: QEMU's arguments for the board's disks, in the order of their numbers.
 vms_disks() {
-    local number last=-1 path name file format owned=' '
+    local number last=-1 path name file format labels owned=' '
     for number in "${!disk_node[@]}"; do last=$((number > last ? number : last)); done
     if ((last < 0)); then return; fi
     vm_args+=(-global virtio-mmio.force-legacy=false)
@@ -168,7 +183,15 @@ vms_disks() {
         if [[ -n $path ]]; then
             name=$(vms_vm_name "${path%/*}")
             file=${vm_disks[$path]-}
-            if [[ -z $file ]]; then
+            if [[ -z $file && -n ${disk_labels[$number]-} ]]; then
+                file=$(basename -- "$vms" .dts)
+                file=$disks/$file-$number.img
+                read -ra labels <<<"${disk_labels[$number]}"
+                if [[ ! -e $file ]]; then
+                    step "make disk $number with partitions" "is the file system full?" \
+                        make_partitioned "$file" 512 "${labels[@]}"
+                fi
+            elif [[ -z $file ]]; then
                 file=$disks/$name.img
                 if [[ $owned == *" $name "* ]]; then file=$disks/$name-$number.img; fi
                 owned+="$name "

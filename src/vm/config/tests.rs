@@ -46,7 +46,7 @@ fn disks(vm: &VmConfig<'_>) -> Vec<u64> {
     vm.devices.iter().filter_map(DiskUse::of).map(|it| it.disk).collect()
 }
 
-/// Disks of 1000 sectors, the first two of which have partitions "low" and "high".
+/// Disks of 1000 sectors, the first two of which have two partitions, each with two names.
 struct Board1000(usize);
 
 impl Disks for Board1000 {
@@ -58,8 +58,8 @@ impl Disks for Board1000 {
         assert!(disk < self.0);
         let (first, count) = match part {
             DiskPart::Whole => (0, 1000),
-            DiskPart::Label("low") | DiskPart::Number(1) if disk < 2 => (100, 400),
-            DiskPart::Label("high") | DiskPart::Number(2) if disk < 2 => (500, 500),
+            DiskPart::Label("low" | "alice") | DiskPart::Number(1) if disk < 2 => (100, 400),
+            DiskPart::Label("high" | "bob") | DiskPart::Number(2) if disk < 2 => (500, 500),
             DiskPart::Label(_) | DiskPart::Number(_) => {
                 return Err(PartError::Gpt(GptError::NotFound));
             }
@@ -628,7 +628,11 @@ fn the_script_s_two_linux_share_their_files_and_nothing_else() {
         assert_eq!(bob.bootargs, "console=ttyAMA0 VM_NAME=bob");
         assert_eq!(modules(alice), modules(bob));
         assert_eq!(modules(alice).len(), 2);
-        assert_eq!([alice, bob].map(|vm| disks(vm)[0]), [0, 1]);
+        // Of one disk, a partition each.
+        let parts = [alice, bob].map(|vm| DiskUse::of(&vm.devices[0]).unwrap());
+        assert_eq!(parts.map(|part| part.disk), [0, 0]);
+        let [first, second] = parts.map(|part| part.sectors().unwrap());
+        assert!(!first.overlaps(second));
     });
 }
 
