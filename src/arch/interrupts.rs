@@ -7,7 +7,8 @@ use super::gic::PhysicalGic;
 use super::guest::Seat;
 use super::mmio::Mmio;
 use super::smp::this_core;
-use super::{console, gic, operator, timer};
+use super::{console, gic, operator, timer, wake};
+use crate::backend::switch::Switch;
 use crate::backend::wake::Collect;
 use crate::console::Input;
 use crate::gic::{IntId, VcpuSet};
@@ -61,23 +62,37 @@ impl Doorbell {
     pub fn connect(&self, gic: &gic::PhysicalGic) {
         gic.enable(self.intid, self.edge);
         match self.source {
-            Source::VirtioMmio(registers) => registers.write32_relaxed(INTERRUPT_ACK, ALL_CAUSES),
+            Source::VirtioMmio(registers) | Source::Network { registers, .. } => {
+                registers.write32_relaxed(INTERRUPT_ACK, ALL_CAUSES);
+            }
             Source::Console => console::set_receive_interrupt(true),
         }
     }
 }
 
 /// What rings a doorbell.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy)]
 pub enum Source {
     /// The console has input.
     Console,
     /// A virtio-mmio device has finished something.
     VirtioMmio(Mmio),
+    /// The board's virtio-mmio network card has received something, or sent it, or has lost its link.
+    Network {
+        /// Its registers.
+        registers: Mmio,
+        /// What to set when its configuration has changed.
+        reconfigured: &'static AtomicBool,
+        /// Whoever takes from it what it has.
+        switch: &'static Switch<'static>,
+    },
 }
 
-/// InterruptACK (virtio 1.3, 4.2.2).
+/// InterruptStatus and InterruptACK (virtio 1.3, 4.2.2).
+const INTERRUPT_STATUS: usize = 0x60;
 const INTERRUPT_ACK: usize = 0x64;
+/// Configuration changes.
+const CONFIGURATION: u32 = 0b10;
 /// Used buffers and configuration changes.
 const ALL_CAUSES: u32 = 0b11;
 
@@ -104,6 +119,8 @@ pub(super) fn enable(seat: &mut Seat) {
         }
         doorbell.connect(&seat.gic);
     }
+    // What has come before did not ring.
+    collect_all(seat);
 }
 
 /// The first private interrupt that EL2 needs and cannot have, because it is kept for the Secure
@@ -158,6 +175,7 @@ pub(super) fn serve(seat: &mut Seat) {
             timer::TIMER_INTID => {
                 seat.core.timer_has_fired();
                 gic.deactivate(acknowledged);
+                collect_all(seat);
                 seat.each_vm(|vm, here, core| vm.on_timer(here, core));
                 if seat.core.console_look != NEVER {
                     look_at_console(seat);
@@ -212,6 +230,15 @@ fn answer(seat: &mut Seat, intid: u32) {
             }
             useful
         }
+        Source::Network { registers, reconfigured, switch } => {
+            let causes = registers.read32_relaxed(INTERRUPT_STATUS);
+            registers.write32_relaxed(INTERRUPT_ACK, causes);
+            if causes & CONFIGURATION != 0 {
+                reconfigured.store(true, Ordering::Release);
+            }
+            collect(seat, switch);
+            causes != 0
+        }
         Source::Console => feed_console(seat),
     };
     let Some(doorbell) = seat.doorbells.get_mut(at) else { return };
@@ -219,6 +246,26 @@ fn answer(seat: &mut Seat, intid: u32) {
     if doorbell.vain == PATIENCE {
         seat.gic.disable(intid);
         log::warn!("interrupt {intid} is stuck: it is disabled, its device polled less often");
+    }
+}
+
+/// Takes from the card what it has, for whatever machines, before those here are polled.
+fn collect(seat: &mut Seat, switch: &Switch<'_>) {
+    let now = seat.core.now();
+    if wake::before_poll(|| switch.poll_uplink(now)) {
+        // The guest runs in between.
+        seat.core.wake_at(now);
+    }
+}
+
+/// Takes from the card what it has, if it interrupts this core.
+fn collect_all(seat: &mut Seat) {
+    for at in 0..seat.doorbells.len() {
+        if let Some(Source::Network { switch, .. }) =
+            seat.doorbells.get(at).map(|doorbell| doorbell.source)
+        {
+            collect(seat, switch);
+        }
     }
 }
 

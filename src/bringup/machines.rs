@@ -12,7 +12,7 @@ use sparkler::arch::mmio::Mmio;
 use sparkler::arch::operator::{self, Inventory};
 use sparkler::arch::smp::MAX_CORES;
 use sparkler::arch::timer::Counter;
-use sparkler::arch::wake::CoreWaker;
+use sparkler::arch::wake;
 use sparkler::arch::{cache, firmware, stage2};
 use sparkler::backend::block::{BlockBackend, ID_SIZE};
 use sparkler::backend::clock::Clock;
@@ -92,11 +92,9 @@ pub(super) fn run(boot: BootInfo, board: Board<'static>, tree: PaRange) -> ! {
         Err(word) => stop(format_args!("sparkler.virtio: \"{word}\" means nothing")),
     };
     let [Some(gic), ..] = cores.gics else { stop(format_args!("there is no boot core")) };
-    let addresses = cores.addresses();
-    let Some(waker) = place(|| CoreWaker::new(gic, addresses)) else { no_room("the cores") };
+    wake::Cores::connect(gic, cores.addresses());
     let machines = heapless::Vec::new();
     let mut builder = Builder {
-        waker,
         board,
         cores,
         disks,
@@ -135,7 +133,6 @@ struct Builder {
     board: &'static Board<'static>,
     cores: Cores,
     disks: BoardDisks,
-    waker: &'static CoreWaker,
     options: VirtioOptions,
     pool: FramePool<'static>,
     /// In the tree's order.
@@ -277,7 +274,7 @@ impl Builder {
         let DeviceKind::Block { source, read_only } = device.kind;
         let mut doorbell = None;
         let mut physical = || {
-            let waker = Waker::new(self.waker, vm.vcpus.home());
+            let waker = Waker::new(&wake::Cores, vm.vcpus.home());
             let wanted = DiskUse::of(device);
             let opened = wanted.and_then(|wanted| self.disks.connect(&wanted, all, waker));
             let (disk, rings) = opened.ok_or("its disk cannot be used")?;
