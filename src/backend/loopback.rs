@@ -130,11 +130,11 @@ struct Counters {
 ///
 /// Offloads are passed on to a driver that accepts them. For one that does not, checksums are
 /// completed; nothing is cut: what would have to be is lost. So is what finds no buffer.
-pub struct Loopback<'m> {
+pub struct Loopback<'m, const PAIRS: usize = MAX_PAIRS> {
     info: NetInfo,
     completion: Completion,
     reception: Option<Reception>,
-    pairs: [Pair<'m>; MAX_PAIRS],
+    pairs: [Pair<'m>; PAIRS],
     sent: heapless::Deque<SendTag, DEPTH>,
     /// How many of those sent have been kicked.
     kicked: usize,
@@ -142,9 +142,24 @@ pub struct Loopback<'m> {
     counters: Counters,
 }
 
-impl<'m> Loopback<'m> {
+impl Loopback<'_> {
     /// A port whose driver has the address `mac`, with one pair of queues and all offloads.
     pub fn new(mac: MacAddress, mtu: u16) -> Self {
+        Self::empty(mac, mtu)
+    }
+}
+
+impl Loopback<'_, 1> {
+    /// The same, with no room for more pairs: a quarter of the size.
+    #[inline]
+    pub fn single(mac: MacAddress, mtu: u16) -> Self {
+        Self::empty(mac, mtu)
+    }
+}
+
+impl<'m, const PAIRS: usize> Loopback<'m, PAIRS> {
+    #[inline]
+    fn empty(mac: MacAddress, mtu: u16) -> Self {
         Self {
             info: NetInfo {
                 mac,
@@ -157,7 +172,7 @@ impl<'m> Loopback<'m> {
             },
             completion: Completion::default(),
             reception: None,
-            pairs: [const { Pair::EMPTY }; MAX_PAIRS],
+            pairs: [const { Pair::EMPTY }; PAIRS],
             sent: heapless::Deque::new(),
             kicked: 0,
             changed: false,
@@ -165,11 +180,11 @@ impl<'m> Loopback<'m> {
         }
     }
 
-    /// The same with `pairs` pairs of queues, at least 1 and at most [`MAX_PAIRS`]: a frame comes back
-    /// on the pair it was sent on, if that is in use and has buffers.
+    /// The same with `pairs` pairs of queues, at least 1 and at most as many as there is room for: a
+    /// frame comes back on the pair it was sent on, if that is in use and has buffers.
     #[must_use]
     pub fn with_pairs(mut self, pairs: u16) -> Self {
-        self.info.pairs = pairs.clamp(1, MAX_PAIRS as u16);
+        self.info.pairs = pairs.clamp(1, PAIRS as u16);
         self
     }
 
@@ -311,7 +326,7 @@ fn checksum(segments: &[SharedSlice<'_>], start: usize) -> u16 {
     }
 }
 
-impl<'m> NetBackend<'m> for Loopback<'m> {
+impl<'m, const PAIRS: usize> NetBackend<'m> for Loopback<'m, PAIRS> {
     fn info(&self) -> NetInfo {
         self.info
     }
