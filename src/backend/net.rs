@@ -4,6 +4,8 @@
 //! guest is copied once, into a buffer that the receiver has posted; what goes out through the board's
 //! network card is read by the card itself.
 
+use core::fmt;
+
 use super::clock::Ticks;
 use crate::memory::SharedSlice;
 
@@ -19,6 +21,13 @@ impl MacAddress {
     pub const fn is_group(self) -> bool {
         let [first, ..] = self.0;
         first & 1 != 0
+    }
+}
+
+impl fmt::Display for MacAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self([a, b, c, d, e, g]) = self;
+        write!(f, "{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{g:02x}")
     }
 }
 

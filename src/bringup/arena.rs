@@ -8,7 +8,7 @@ use sparkler::arch::layout;
 use sparkler::memory::{FramePool, PAGE_SIZE};
 
 /// Bytes for all that is placed: machines, their devices, drivers, seats.
-const SIZE: usize = 1024 * 1024;
+const SIZE: usize = 1536 * 1024;
 
 /// The first byte that is free, and the end.
 static FREE: AtomicUsize = AtomicUsize::new(0);
@@ -32,19 +32,36 @@ pub(crate) fn place<T>(make: impl FnOnce() -> T) -> Option<&'static mut T> {
     Some(room::<T>()?.write(make()))
 }
 
+/// Makes `count` values side by side, one after the other. `None` if there is no room left.
+#[inline(always)]
+pub(crate) fn place_each<T>(count: usize, make: impl Fn() -> T) -> Option<&'static mut [T]> {
+    let first = take(size_of::<T>().checked_mul(count)?, align_of::<T>())? as *mut T;
+    for index in 0..count {
+        let place = first.wrapping_add(index);
+        // SAFETY: room for `count` values was taken, by this call alone; see `room`.
+        unsafe { place.write(make()) };
+    }
+    // SAFETY: all of them were just written, and nobody else has them.
+    Some(unsafe { core::slice::from_raw_parts_mut(first, count) })
+}
+
 /// Takes room for a `T`.
 fn room<T>() -> Option<&'static mut MaybeUninit<T>> {
+    let start = take(size_of::<T>(), align_of::<T>())?;
+    // SAFETY: `take` gave memory of EL2's pool that is mapped for ever and that nobody else was given,
+    // aligned for T; as MaybeUninit it needs no value yet.
+    Some(unsafe { &mut *(start as *mut MaybeUninit<T>) })
+}
+
+/// Takes `size` bytes; their address.
+fn take(size: usize, align: usize) -> Option<usize> {
     let taken = |free: usize| {
-        let start = free.next_multiple_of(align_of::<T>());
-        let end = start.checked_add(size_of::<T>())?;
+        let start = free.next_multiple_of(align);
+        let end = start.checked_add(size)?;
         (start != 0 && end <= END.load(Ordering::Relaxed)).then_some((start, end))
     };
     let free = FREE
         .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |free| taken(free).map(|(_, end)| end))
         .ok()?;
-    let (start, _) = taken(free)?;
-    // SAFETY: start..end lies in memory of EL2's pool that is mapped for ever and that nobody else
-    // was given, is aligned for T, and was taken from `FREE` by this call alone; as MaybeUninit it
-    // needs no value yet.
-    Some(unsafe { &mut *(start as *mut MaybeUninit<T>) })
+    taken(free).map(|(start, _)| start)
 }

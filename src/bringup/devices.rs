@@ -1,6 +1,7 @@
 //! The physical devices behind the guest's.
 #![allow(unsafe_code)]
 
+use core::sync::atomic::AtomicBool;
 use core::time::Duration;
 
 use sparkler::arch::interrupts::{Doorbell, Source};
@@ -8,12 +9,16 @@ use sparkler::arch::mmio::Mmio;
 use sparkler::arch::timer::Counter;
 use sparkler::backend::block::{BlockBackend, SECTOR_SIZE};
 use sparkler::backend::clock::Clock;
-use sparkler::drivers::virtio::{DeviceKind, ProbeError, VirtioBlk, probe};
+use sparkler::backend::switch::{Switch, Uplink};
+use sparkler::drivers::virtio::{DeviceKind, ProbeError, VirtioBlk, VirtioNet, probe};
 use sparkler::fdt::{Board, Trigger, VirtioSlot};
 use sparkler::memory::{FramePool, PAGE_SIZE};
 
 /// How long a disk may take for a request.
 const DISK_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How long a network card may take to send a frame: less than Linux waits before it resets a device.
+const CARD_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Disks that EL2 uses.
 pub(super) const MAX_DISKS: usize = 16;
@@ -21,11 +26,19 @@ pub(super) const MAX_DISKS: usize = 16;
 /// A physical disk.
 pub(super) type Disk = VirtioBlk<'static, Mmio>;
 
+/// A physical network card.
+pub(super) type Card = VirtioNet<'static, Mmio>;
+
+/// The virtio-mmio slot with the board's network card: the highest that has one.
+pub(super) fn card<'b>(board: &'b Board<'_>) -> Option<&'b VirtioSlot> {
+    board.virtio.iter().rev().find(|slot| kind(slot) == Some(DeviceKind::Network))
+}
+
 /// The virtio-mmio slots that have a disk, the highest first: QEMU fills them from the top, so that
 /// this is the order of its command line.
 pub(super) fn disks<'b>(board: &'b Board<'_>) -> heapless::Vec<&'b VirtioSlot, MAX_DISKS> {
     let mut disks = heapless::Vec::new();
-    for slot in board.virtio.iter().rev().filter(|slot| is_disk(slot)) {
+    for slot in board.virtio.iter().rev().filter(|slot| kind(slot) == Some(DeviceKind::Block)) {
         if disks.push(slot).is_err() {
             log::warn!("more than {MAX_DISKS} disks: the others are not used");
             break;
@@ -34,18 +47,17 @@ pub(super) fn disks<'b>(board: &'b Board<'_>) -> heapless::Vec<&'b VirtioSlot, M
     disks
 }
 
-fn is_disk(slot: &VirtioSlot) -> bool {
+/// What kind of device is in a slot, if one is.
+fn kind(slot: &VirtioSlot) -> Option<DeviceKind> {
     let at = slot.registers.base;
     // SAFETY: as in `open`.
-    let Ok(registers) = (unsafe { Mmio::map(at, slot.registers.len as usize) }) else {
-        return false;
-    };
+    let registers = unsafe { Mmio::map(at, slot.registers.len as usize) }.ok()?;
     match probe(&registers) {
-        Ok(kind) => kind == DeviceKind::Block,
-        Err(ProbeError::Empty) => false,
+        Ok(kind) => Some(kind),
+        Err(ProbeError::Empty) => None,
         Err(error) => {
             log::warn!("virtio-mmio at {at}: {error}");
-            false
+            None
         }
     }
 }
@@ -84,4 +96,42 @@ pub(super) fn open(
     let mode = if info.read_only { ", read-only" } else { "" };
     log::info!("disk at {at}: {} MiB{mode}", info.sectors / (0x10_0000 / SECTOR_SIZE));
     Some((disk, doorbell))
+}
+
+/// Brings the network card up; with its doorbell, which has `switch` collect.
+pub(super) fn open_card(
+    slot: &VirtioSlot,
+    pool: &mut FramePool<'static>,
+    switch: &'static Switch<'static>,
+    reconfigured: &'static AtomicBool,
+) -> Option<(Card, Option<Doorbell>)> {
+    let at = slot.registers.base;
+    // SAFETY: as in `open`.
+    let registers = unsafe { Mmio::map(at, slot.registers.len as usize) }.ok()?;
+    let frames = Card::DMA_BYTES.div_ceil(PAGE_SIZE as usize);
+    let dma = match pool.alloc_run(frames, PAGE_SIZE) {
+        Ok(dma) => dma,
+        Err(error) => {
+            log::warn!("network card at {at}: {error}");
+            return None;
+        }
+    };
+    let timeout = Counter.frequency().ticks(CARD_TIMEOUT);
+    let mut card = match Card::new(registers, dma, timeout, reconfigured, &mut Counter) {
+        Ok(card) => card,
+        Err(error) => {
+            log::warn!("network card at {at} is not used: {error}");
+            return None;
+        }
+    };
+    let doorbell = slot.interrupt.map(|interrupt| {
+        let edge = interrupt.trigger == Trigger::Edge;
+        let source = Source::Network { registers, reconfigured, switch };
+        Doorbell::new(interrupt.intid, edge, source)
+    });
+    card.set_interrupts(doorbell.is_some());
+    let info = card.info();
+    let link = if info.link_up { "" } else { ", no link" };
+    log::info!("network card at {at}: {}, MTU {}{link}", info.mac, info.mtu);
+    Some((card, doorbell))
 }

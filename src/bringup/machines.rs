@@ -12,8 +12,7 @@ use sparkler::arch::mmio::Mmio;
 use sparkler::arch::operator::{self, Inventory};
 use sparkler::arch::smp::MAX_CORES;
 use sparkler::arch::timer::Counter;
-use sparkler::arch::wake;
-use sparkler::arch::{cache, firmware, stage2};
+use sparkler::arch::{cache, firmware, stage2, wake};
 use sparkler::backend::block::{BlockBackend, ID_SIZE};
 use sparkler::backend::clock::Clock;
 use sparkler::backend::null::NullDisk;
@@ -28,8 +27,8 @@ use sparkler::memory::stage2::{Attributes, Geometry, Stage2, Stage2Error, Vmid};
 use sparkler::memory::{FramePool, GuestMemory, PAGE_SIZE, PaRange, RamMap, SharedSlice};
 use sparkler::monitor::MemoryInfo;
 use sparkler::rate_limit::RateLimit;
-use sparkler::virtio::MmioTransport;
 use sparkler::virtio::devices::block::Block;
+use sparkler::virtio::{MmioTransport, VirtioDevice};
 use sparkler::vm::config::{
     Configuration, CoreSet, DiskUse, MAX_VMS, Refusal, Resources, VmConfig,
 };
@@ -41,15 +40,17 @@ use sparkler::vm::pl031::Pl031;
 use sparkler::vm::vcpus::CoreNumber;
 use sparkler::vm::{Vm, layout};
 
-use super::arena::{self, place};
+use super::arena::{self, place, place_each};
 use super::cores::{self, Cores};
+use super::devices;
 use super::disks::{BoardDisks, Finder};
+use super::network::Network;
 use super::stop;
 
 /// Alignment of what guests' RAM and EL2's pool are cut from: stage 2 maps it by 2 MiB blocks.
 const BLOCK: u64 = 0x20_0000;
 /// EL2's pool: stage-2 tables, DMA memory of the drivers, what the arena holds.
-const POOL: u64 = BLOCK;
+const POOL: u64 = 2 * BLOCK;
 /// Log lines a guest can cause at once.
 const WARNING_BURST: u32 = 10;
 /// How often it can cause another.
@@ -85,6 +86,8 @@ pub(super) fn run(boot: BootInfo, board: Board<'static>, tree: PaRange) -> ! {
     let cores = cores::start(board);
     let mut disks = BoardDisks::new(board);
     config.check_disks(&mut Finder { disks: &mut disks, pool: &mut pool }, &mut refuse);
+    let card = devices::card(board);
+    config.check_card(card.is_some());
     config.place(&mut free, &mut refuse);
 
     let options = match VirtioOptions::parse(board.bootargs) {
@@ -98,6 +101,7 @@ pub(super) fn run(boot: BootInfo, board: Board<'static>, tree: PaRange) -> ! {
         board,
         cores,
         disks,
+        network: Network::new(card),
         options,
         pool,
         machines,
@@ -133,6 +137,7 @@ struct Builder {
     board: &'static Board<'static>,
     cores: Cores,
     disks: BoardDisks,
+    network: Network,
     options: VirtioOptions,
     pool: FramePool<'static>,
     /// In the tree's order.
@@ -145,6 +150,7 @@ type Reason = &'static str;
 
 const NO_ROOM: Reason = "EL2 has too little memory";
 const NO_CORE: Reason = "one of its cores does not run";
+const TOO_MANY: Reason = "it has too many devices";
 const UNMAPPED: Reason = "EL2 cannot map its memory";
 
 impl Builder {
@@ -180,7 +186,8 @@ impl Builder {
                 let _ = doorbells.push(doorbell);
             }
         }
-        if config.devices.is_empty() {
+        let is_disk = |device: &DeviceNode<'_>| matches!(device.kind, DeviceKind::Block { .. });
+        if !config.devices.iter().any(is_disk) {
             log::info!("{}: no disk: the guest runs without", config.name);
         }
         log::info!(
@@ -208,7 +215,7 @@ impl Builder {
                 return Err("a core has too many vCPUs");
             }
         }
-        let scratch = place(|| [0u8; GUEST_FDT_LEN]).ok_or(NO_ROOM)?;
+        let scratch = scratch().ok_or(NO_ROOM)?;
         let plan = Plan { modules, scratch, reverts, on_end: ended };
         let manager = Manager::new(config.on_crash, Counter.frequency());
         let machine = place(|| Machine::new(vm, manager, plan)).ok_or(NO_ROOM)?;
@@ -271,7 +278,16 @@ impl Builder {
         all: &Configuration<'_>,
         reverts: &mut heapless::Vec<&'static Revert, MAX_DEVICES>,
     ) -> Result<Option<Doorbell>, Reason> {
-        let DeviceKind::Block { source, read_only } = device.kind;
+        let (source, read_only) = match device.kind {
+            DeviceKind::Net(node) => {
+                let place = [vm.number as u8, vm.devices() as u8];
+                let opened = self.network.device(&node, place, vm.vcpus.home(), &mut self.pool);
+                let (net, doorbell) = opened.ok_or(NO_ROOM)?;
+                plug(vm, net, &self.options).ok_or(TOO_MANY)?;
+                return Ok(doorbell);
+            }
+            DeviceKind::Block { source, read_only } => (source, read_only),
+        };
         let mut doorbell = None;
         let mut physical = || {
             let waker = Waker::new(&wake::Cores, vm.vcpus.home());
@@ -306,7 +322,9 @@ impl Builder {
         if read_only {
             block.forbid_writes();
         }
-        plug(vm, block, &self.options).ok_or("it has too many devices")?;
+        block.limit_segments(self.options.max_segments());
+        block.set_queues(self.options.queues(vm.vcpus.count()));
+        plug(vm, block, &self.options).ok_or(TOO_MANY)?;
         Ok(doorbell)
     }
 
@@ -371,6 +389,11 @@ fn seat(vm: &'static Vm<'static>, gic: PhysicalGic) -> Option<&'static mut Seat>
 }
 
 #[inline(never)]
+fn scratch() -> Option<&'static mut [u8]> {
+    place_each(GUEST_FDT_LEN, || 0)
+}
+
+#[inline(never)]
 fn resident(
     vm: &'static Vm<'static>,
     index: VcpuIndex,
@@ -413,16 +436,14 @@ fn front(
     place(|| Block::new(disk))
 }
 
-/// Plugs a block device into the next slot.
+/// Plugs a device into the next slot.
 #[inline(never)]
 fn plug(
     vm: &mut Vm<'static>,
-    block: &'static mut Block<'static, 'static>,
+    device: &'static mut dyn VirtioDevice<'static>,
     options: &VirtioOptions,
 ) -> Option<usize> {
-    block.limit_segments(options.max_segments());
-    block.set_queues(options.queues(vm.vcpus.count()));
-    vm.plug(options.apply(MmioTransport::new(block, vm.memory.clone())))
+    vm.plug(options.apply(MmioTransport::new(device, vm.memory.clone())))
 }
 
 /// Takes `len` bytes out of the free RAM, in whole blocks, and maps them for EL2.

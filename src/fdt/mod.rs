@@ -17,7 +17,9 @@ pub use error::{BoardError, NodePath};
 pub use guest::{GuestGic, GuestSlot, GuestTree};
 pub use modules::{GuestImages, Module, ModuleKind};
 pub use node::{Interrupt, StringList, Trigger};
-pub use vms::{Below, BlockSource, DeviceKind, DeviceNode, DiskPart, OnCrash, VmNode};
+pub use vms::{
+    Below, BlockSource, DeviceKind, DeviceNode, DiskPart, NetNode, NetTarget, OnCrash, VmNode,
+};
 pub use writer::{FdtWriter, WriteError};
 
 /// Sorts a short list by insertion: the library's sorts are 6 KiB of code for lists of dozens.

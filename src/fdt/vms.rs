@@ -18,26 +18,21 @@ pub const MAX_DEVICES: usize = 8;
 /// Size of a null disk whose node does not say.
 const NULL_DISK_KIB: u64 = 1 << 20;
 
+/// The MTU of a network device whose node does not say.
+const USUAL_MTU: u64 = 1500;
+
 /// Properties of a VM's node whose names are ours alone: another name with this prefix is a mistake.
 const PREFIX: &str = "sparkler,";
 const OURS: [&str; 5] = ["cores", "weight", "autostart", "on-crash", "operator"];
 
 /// What a device's node can have. There everything else is a mistake: a disk that is to be
 /// `readonly` instead of `read-only` must not be written.
-const OF_DEVICES: [&str; 12] = [
-    "compatible",
-    "status",
-    "phandle",
-    "reg",
-    "backend",
-    "disk",
-    "partition",
-    "range",
-    "memory",
-    "on-reset",
-    "size",
-    "read-only",
-];
+const OF_DEVICES: [&str; 5] = ["compatible", "status", "phandle", "reg", "backend"];
+/// And what a disk's.
+const OF_DISKS: [&str; 7] =
+    ["disk", "partition", "range", "memory", "on-reset", "size", "read-only"];
+/// And what a network device's.
+const OF_NETS: [&str; 5] = ["mac-address", "mtu", "vlan", "isolated", "queue-pairs"];
 
 /// What a VM's node says. Numbers are as they are in the tree.
 #[derive(Clone, Debug)]
@@ -89,6 +84,8 @@ pub struct DeviceNode<'a> {
 /// A kind of virtio device, with its back end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DeviceKind<'a> {
+    /// `sparkler,virtio-net`.
+    Net(NetNode),
     /// `sparkler,virtio-block`.
     Block {
         /// `backend` with its properties: where the data is.
@@ -96,6 +93,32 @@ pub enum DeviceKind<'a> {
         /// `read-only`: whether the guest is kept from writing.
         read_only: bool,
     },
+}
+
+/// What a network device's node says. Numbers are as they are in the tree.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NetNode {
+    /// `backend`: where the frames go.
+    pub to: NetTarget,
+    /// `mac-address`, if it has one.
+    pub mac: Option<[u8; 6]>,
+    /// `mtu`: bytes after the Ethernet header, 1500 without.
+    pub mtu: u64,
+    /// `vlan`: the only one it belongs to, if it has one.
+    pub vlan: Option<u64>,
+    /// `isolated`: whether it is kept from others that are.
+    pub isolated: bool,
+    /// `queue-pairs`: how many it can use, 1 without.
+    pub pairs: u64,
+}
+
+/// Where the frames of a network device go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NetTarget {
+    /// `"switch"`: to the other guests, and out through the board's network card.
+    Switch,
+    /// `"loopback"`: back to the guest.
+    Loopback,
 }
 
 /// What is behind a block device.
@@ -261,32 +284,58 @@ fn read_child<'a>(vm: &mut VmNode<'a>, at: &mut Reader<'_, '_, 'a>, cells: Cells
         }
         return;
     }
-    if !compatible.contains("sparkler,virtio-block") {
+    let kind = if compatible.contains("sparkler,virtio-block") {
+        at.check_device_names(&OF_DISKS);
+        read_disk(at, cells)
+    } else if compatible.contains("sparkler,virtio-net") {
+        at.check_device_names(&OF_NETS);
+        read_net(at)
+    } else {
         return at.bad_node("compatible is neither that of a module nor of a device");
+    };
+    let Some(kind) = kind else { return };
+    if vm.devices.push(DeviceNode { node: at.node, kind }).is_err() {
+        at.bad_node("the VM has more than 8 devices");
     }
-    at.check_names(&|name| OF_DEVICES.contains(&name));
+}
+
+fn read_disk<'a>(at: &mut Reader<'_, '_, 'a>, cells: Cells) -> Option<DeviceKind<'a>> {
     let source = match at.text("backend") {
         Some("physical") => {
             BlockSource::Physical { disk: at.required("disk"), part: at.disk_part() }
         }
-        Some("ram") => match at.image(cells) {
-            Some(image) => BlockSource::Ram { image },
-            None => return,
-        },
-        Some("overlay") => match at.overlay(cells) {
-            Some(source) => source,
-            None => return,
-        },
+        Some("ram") => BlockSource::Ram { image: at.image(cells)? },
+        Some("overlay") => at.overlay(cells)?,
         Some("null") => BlockSource::Null { size_kib: at.number("size").unwrap_or(NULL_DISK_KIB) },
         Some(_) => {
-            return at.bad("backend", "is none of \"physical\", \"overlay\", \"ram\" and \"null\"");
+            at.bad("backend", "is none of \"physical\", \"overlay\", \"ram\" and \"null\"");
+            return None;
         }
-        None => return at.bad("backend", "is missing"),
+        None => {
+            at.bad("backend", "is missing");
+            return None;
+        }
     };
-    let kind = DeviceKind::Block { source, read_only: at.flag("read-only") };
-    if vm.devices.push(DeviceNode { node: at.node, kind }).is_err() {
-        at.bad_node("the VM has more than 8 devices");
+    Some(DeviceKind::Block { source, read_only: at.flag("read-only") })
+}
+
+fn read_net<'a>(at: &mut Reader<'_, '_, 'a>) -> Option<DeviceKind<'a>> {
+    let Some(loopback) = at.is_second("backend", ["switch", "loopback"]) else {
+        at.bad("backend", "is missing");
+        return None;
+    };
+    let mac = at.place.value("mac-address").map(<[u8; 6]>::try_from);
+    if let Some(Err(_)) = mac {
+        at.bad("mac-address", "has not 6 bytes");
     }
+    Some(DeviceKind::Net(NetNode {
+        to: if loopback { NetTarget::Loopback } else { NetTarget::Switch },
+        mac: mac.and_then(Result::ok),
+        mtu: at.number("mtu").unwrap_or(USUAL_MTU),
+        vlan: at.number("vlan"),
+        isolated: at.flag("isolated"),
+        pairs: at.number("queue-pairs").unwrap_or(1),
+    }))
 }
 
 /// A node whose properties must have their form if they are there. The first mistake is kept, and
@@ -317,6 +366,11 @@ impl<'a> Reader<'_, '_, 'a> {
         if let Some(property) = properties.find(|property| !known(property.name())) {
             self.bad(self.named(property.name()), "means nothing here");
         }
+    }
+
+    /// Those of a device, which `own` adds to what all have.
+    fn check_device_names(&mut self, own: &[&str]) {
+        self.check_names(&|name| OF_DEVICES.contains(&name) || own.contains(&name));
     }
 
     /// A property's name as it is in the tree: the reader does not say that it lives as long.

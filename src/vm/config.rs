@@ -7,7 +7,8 @@
 //!    core each of its vCPUs is assigned to.
 //! 2. [`Configuration::reserve_modules`]: what the modules take of the board's free RAM. EL2 takes
 //!    its own part then.
-//! 3. [`Configuration::check_disks`], when the board's disks are known: which sectors each device has.
+//! 3. [`Configuration::check_disks`] and [`Configuration::check_card`], when the board's disks and
+//!    its network card are known: which sectors each device has.
 //! 4. [`Configuration::place`]: each VM's RAM, and that of its overlays.
 
 mod cores;
@@ -22,9 +23,10 @@ pub use super::run_queue::Weight;
 
 use super::layout;
 use crate::backend::block::SECTOR_SIZE;
+use crate::backend::net::{MAX_PAIRS, MacAddress};
 use crate::fdt::vms::MAX_DEVICES;
 use crate::fdt::{Below, BlockSource, Board, BoardError, DeviceKind, DeviceNode, Module, NodePath};
-use crate::fdt::{DiskPart, OnCrash, VmNode};
+use crate::fdt::{DiskPart, NetNode, NetTarget, OnCrash, VmNode};
 use crate::memory::ram::TooManyRanges;
 use crate::memory::{PaRange, RamMap};
 
@@ -49,6 +51,10 @@ const LARGE_BLOCK: u64 = 1 << 30;
 const MAX_MEMORY_KIB: u64 = ((1 << layout::IPA_BITS) - layout::RAM.raw()) / 1024;
 /// The most a null disk can have: what its sectors number in 64 bits of bytes.
 const MAX_NULL_DISK_KIB: u64 = 1 << 43;
+
+/// The MTUs that a network device can have: from what IPv4 needs to what its frames hold.
+const LEAST_MTU: u64 = 68;
+const MOST_MTU: u64 = u16::MAX as u64;
 
 const _: () = assert!(MAX_DEVICES <= super::machine::MAX_DEVICES);
 
@@ -113,7 +119,7 @@ impl<'a> VmConfig<'a> {
             visit(Owned::read(module));
         }
         for device in &self.devices {
-            let DeviceKind::Block { source, read_only } = device.kind;
+            let DeviceKind::Block { source, read_only } = device.kind else { continue };
             let (image, shared) = match source {
                 BlockSource::Ram { image } => (image, read_only),
                 BlockSource::Overlay { below: Below::Ram { image }, .. } => (image, true),
@@ -144,6 +150,14 @@ impl<'a> Owned<'a> {
     }
 }
 
+/// The address that a network device is to have, if its node says.
+fn address(device: &DeviceNode<'_>) -> Option<[u8; 6]> {
+    match device.kind {
+        DeviceKind::Net(net) => net.mac,
+        DeviceKind::Block { .. } => None,
+    }
+}
+
 /// The VMs of a board.
 #[derive(Clone, Debug, Default)]
 pub struct Configuration<'a> {
@@ -168,7 +182,7 @@ impl<'a> Configuration<'a> {
 
     /// Adds the VMs that `board`'s tree asks for and `resources` allow; `refuse` hears of the
     /// others. Without any VM in the tree it is one, with all cores, the largest piece of free RAM,
-    /// the board's first kernel module, and disk 0; without such a module it is refused.
+    /// the board's first kernel module, disk 0 and a network device; without such a module it is refused.
     pub fn read(
         &mut self,
         board: &Board<'a>,
@@ -217,6 +231,14 @@ impl<'a> Configuration<'a> {
             });
         }
         result
+    }
+
+    /// The VM of a board without configuration has a network device if the board has a network card:
+    /// `present`.
+    pub fn check_card(&mut self, present: bool) {
+        for vm in self.vms.iter_mut().filter(|vm| vm.is_default && !present) {
+            vm.devices.retain(|device| !matches!(device.kind, DeviceKind::Net(_)));
+        }
     }
 
     /// Takes RAM for every VM and its overlays out of `free`, for which EL2 has taken what it needs
@@ -294,7 +316,7 @@ impl<'a> Configuration<'a> {
             is_default: false,
         };
         self.check_modules(&vm, board, resources)?;
-        Self::check_devices(&vm)?;
+        self.check_devices(&vm)?;
         Ok(vm)
     }
 
@@ -334,9 +356,22 @@ impl<'a> Configuration<'a> {
         result
     }
 
-    fn check_devices(vm: &VmConfig<'a>) -> Result<(), ConfigError<'a>> {
-        for device in &vm.devices {
-            let DeviceKind::Block { source, .. } = device.kind;
+    fn check_devices(&self, vm: &VmConfig<'a>) -> Result<(), ConfigError<'a>> {
+        for (index, device) in vm.devices.iter().enumerate() {
+            let own = vm.devices.get(..index).unwrap_or_default();
+            let others = self.vms.iter().map(|vm| vm.devices.as_slice());
+            for other in others.chain([own]).flatten() {
+                if address(device).is_some_and(|mac| address(other) == Some(mac)) {
+                    return Err(ConfigError::AddressTaken { node: device.node, by: other.node });
+                }
+            }
+            let source = match device.kind {
+                DeviceKind::Net(net) => {
+                    check_net(device.node, &net)?;
+                    continue;
+                }
+                DeviceKind::Block { source, .. } => source,
+            };
             match source {
                 BlockSource::Ram { image }
                 | BlockSource::Overlay { below: Below::Ram { image }, .. }
@@ -357,6 +392,16 @@ impl<'a> Configuration<'a> {
     }
 }
 
+fn check_net<'a>(node: NodePath<'a>, net: &NetNode) -> Result<(), ConfigError<'a>> {
+    if net.mac.is_some_and(|mac| MacAddress(mac).is_group() || mac == [0; 6]) {
+        return Err(ConfigError::Address { node });
+    }
+    in_range("mtu", net.mtu, LEAST_MTU, MOST_MTU)?;
+    in_range("vlan", net.vlan.unwrap_or(1), 1, 4094)?;
+    in_range("queue-pairs", net.pairs, 1, MAX_PAIRS as u64)?;
+    Ok(())
+}
+
 type Vms<'a> = heapless::Vec<VmConfig<'a>, MAX_VMS>;
 
 /// Where the modules of a board without configuration are.
@@ -368,6 +413,9 @@ fn default_vm<'a>(board: &Board<'a>, cores: CoreSet) -> Option<VmConfig<'a>> {
     let images = board.first_guest()?;
     let source = BlockSource::Physical { disk: 0, part: DiskPart::Whole };
     let disk = DeviceNode { node, kind: DeviceKind::Block { source, read_only: false } };
+    let (to, mac, vlan) = (NetTarget::Switch, None, None);
+    let net = NetNode { to, mac, mtu: 1500, vlan, isolated: false, pairs: 1 };
+    let net = DeviceNode { node, kind: DeviceKind::Net(net) };
     Some(VmConfig {
         node,
         name: "vm0",
@@ -382,7 +430,7 @@ fn default_vm<'a>(board: &Board<'a>, cores: CoreSet) -> Option<VmConfig<'a>> {
         kernel: images.kernel,
         ramdisk: images.ramdisk,
         bootargs: images.kernel.bootargs,
-        devices: [disk].into_iter().collect(),
+        devices: [disk, net].into_iter().collect(),
         is_default: true,
     })
 }
@@ -394,7 +442,7 @@ fn place<'a>(vm: &mut VmConfig<'a>, free: &mut RamMap) -> Result<(), ConfigError
         ConfigError::NoMemory { wanted, largest }
     };
     for device in &mut vm.devices {
-        let DeviceKind::Block { source, .. } = &mut device.kind;
+        let DeviceKind::Block { source, .. } = &mut device.kind else { continue };
         if let BlockSource::Overlay { memory_kib, ram, .. } = source {
             let wanted = *memory_kib * 1024;
             let found = free.find(wanted, RAM_BLOCK, 0);

@@ -71,6 +71,50 @@ fn everything_a_node_can_say_is_understood() {
 }
 
 #[test]
+fn a_network_device_s_node_is_understood() {
+    let net = |name| TestNode::new(name).text("compatible", "sparkler,virtio-net");
+    let all = net("net@0")
+        .text("backend", "switch")
+        .bytes("mac-address", &[2, 0, 0, 0, 0, 7])
+        .cells("mtu", &[9000])
+        .cells("vlan", &[42])
+        .flag("isolated")
+        .cells("queue-pairs", &[2]);
+    let least = net("net@1").text("backend", "loopback");
+    let blob = board(1, &[vm("alice", 0x4800_0000).child(all).child(least)]).blob();
+    let board = Board::read(&blob, Pa::new(0)).unwrap();
+    board.for_each_vm(&mut |_, read| {
+        let all = NetNode {
+            to: NetTarget::Switch,
+            mac: Some([2, 0, 0, 0, 0, 7]),
+            mtu: 9000,
+            vlan: Some(42),
+            isolated: true,
+            pairs: 2,
+        };
+        let (to, mac, mtu, vlan) = (NetTarget::Loopback, None, 1500, None);
+        let least = NetNode { to, mac, mtu, vlan, isolated: false, pairs: 1 };
+        let devices = read.unwrap().devices;
+        let kinds: Vec<_> = devices.iter().map(|device| device.kind).collect();
+        assert_eq!(kinds, [DeviceKind::Net(all), DeviceKind::Net(least)]);
+    });
+
+    let with = |child: TestNode| refused(vm("alice", 0x4800_0000).child(child));
+    let good = || net("net").text("backend", "switch");
+    let at = "/chosen/alice/net:";
+    assert_eq!(with(net("net")), format!("{at} backend is missing"));
+    let words = "is none of the words it can be";
+    assert_eq!(with(net("net").text("backend", "tap")), format!("{at} backend {words}"));
+    let mac = good().bytes("mac-address", &[2, 0, 0, 0, 0]);
+    assert_eq!(with(mac), format!("{at} mac-address has not 6 bytes"));
+    assert_eq!(with(good().cells("disk", &[0])), format!("{at} disk means nothing here"));
+    let vlan = good().text("vlan", "green");
+    assert_eq!(with(vlan), format!("{at} vlan is not a number of one or two cells"));
+    let disk = block("net", "physical").cells("disk", &[0]).cells("vlan", &[1]);
+    assert_eq!(with(disk), format!("{at} vlan means nothing here"));
+}
+
+#[test]
 fn what_a_node_does_not_say_has_a_default() {
     let blob = board(1, &[vm("bob", 0x4800_0000)]).blob();
     let board = Board::read(&blob, Pa::new(0)).unwrap();
@@ -199,7 +243,7 @@ fn source(device: TestNode) -> Result<String, String> {
     let mut source = None;
     board.for_each_vm(&mut |_, read| {
         source = Some(read.map_err(|error| error.to_string()).map(|vm| {
-            let DeviceKind::Block { source, .. } = vm.devices[0].kind;
+            let DeviceKind::Block { source, .. } = vm.devices[0].kind else { panic!() };
             format!("{source:?}")
         }));
     });

@@ -57,7 +57,7 @@ pub struct DiskUse<'a> {
 impl<'a> DiskUse<'a> {
     /// What `device` has, if it has anything.
     pub fn of(device: &DeviceNode<'a>) -> Option<Self> {
-        let DeviceKind::Block { source, read_only } = device.kind;
+        let DeviceKind::Block { source, read_only } = device.kind else { return None };
         match source {
             BlockSource::Physical { disk, part } => Some(Self { disk, part, read_only }),
             BlockSource::Overlay { below: Below::Physical { disk, part }, .. } => {
@@ -122,9 +122,9 @@ fn check<'a>(
         let sectors = disks.find(number, it.part);
         let sectors = sectors.map_err(|error| ConfigError::Part { node, disk, error })?;
         let resolved = DiskPart::Sectors { first: sectors.first(), count: sectors.count() };
-        let DeviceKind::Block { source, .. } = &mut device.kind;
-        if let BlockSource::Physical { part, .. }
-        | BlockSource::Overlay { below: Below::Physical { part, .. }, .. } = source
+        if let DeviceKind::Block { source, .. } = &mut device.kind
+            && let BlockSource::Physical { part, .. }
+            | BlockSource::Overlay { below: Below::Physical { part, .. }, .. } = source
         {
             *part = resolved;
         }
@@ -140,7 +140,7 @@ fn check<'a>(
             }
         }
     }
-    let DeviceKind::Block { source, .. } = device.kind;
+    let DeviceKind::Block { source, .. } = device.kind else { return Ok(()) };
     if let BlockSource::Overlay { below, memory_kib, .. } = source {
         let sectors = match below {
             Below::Ram { image } => image.len / SECTOR_SIZE,

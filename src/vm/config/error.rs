@@ -115,6 +115,18 @@ pub enum ConfigError<'a> {
         /// The least possible for its disk, in KiB.
         least: u64,
     },
+    /// The address is nobody's, or a group's.
+    Address {
+        /// The network device.
+        node: NodePath<'a>,
+    },
+    /// The address is that of another device.
+    AddressTaken {
+        /// The network device.
+        node: NodePath<'a>,
+        /// Whose it is.
+        by: NodePath<'a>,
+    },
     /// A RAM disk's image is no number of sectors.
     ImageLength {
         /// The image.
@@ -185,6 +197,12 @@ impl fmt::Display for ConfigError<'_> {
                     f,
                     "memory is {kib} KiB: at least {least} are needed over a disk of this size"
                 )
+            }
+            Self::Address { node } => {
+                write!(f, "mac-address of {node} is not that of a single station")
+            }
+            Self::AddressTaken { node, by } => {
+                write!(f, "mac-address of {node} is that of {by}")
             }
             Self::ImageLength { image } => {
                 write!(f, "the RAM disk at {image} is not a multiple of 512 bytes")

@@ -115,14 +115,17 @@ fn without_a_vm_node_there_is_one_vm_with_everything() {
     assert_eq!(vm.kernel, board.first_guest().unwrap().kernel);
     assert_eq!(vm.ramdisk, board.first_guest().unwrap().ramdisk);
     assert_eq!(vm.cores.iter().map(|core| core.get()).collect::<Vec<_>>(), [0, 1, 2]);
-    assert_eq!(vm.devices.len(), 1);
+    assert_eq!(vm.devices.len(), 2);
     assert!(vm.autostart && !vm.operator);
     let mut free = board.free_ram(&[IMAGE, TREE]).unwrap();
     let largest = free.largest(RAM_BLOCK);
     config.place(&mut free, &mut refuse);
     assert_eq!(config.vms()[0].ram, largest);
-    // It does without a disk.
+    // It does without a network card, and without a disk.
     config.check_disks(&mut Board1000(1), &mut refuse);
+    config.check_card(true);
+    assert_eq!(config.vms()[0].devices.len(), 2);
+    config.check_card(false);
     assert_eq!(config.vms()[0].devices.len(), 1);
     config.check_disks(&mut Board1000(0), &mut refuse);
     assert!(config.vms()[0].devices.is_empty());
@@ -290,6 +293,33 @@ fn a_ram_disk_that_is_written_is_one_vm_s_alone() {
     alone_is_refused(vm("bad", 2, &disk(0x1ff)), odd);
     let empty = "/chosen/bad/disk: module has no bytes";
     alone_is_refused(vm("bad", 2, &disk(0)), empty);
+}
+
+#[test]
+fn a_network_device_s_numbers_and_address_are_possible() {
+    let net =
+        || TestNode::new("net").text("compatible", "sparkler,virtio-net").text("backend", "switch");
+    let mac = |last: u8| net().bytes("mac-address", &[2, 0, 0, 0, 0, last]);
+    let whole = mac(1).cells("mtu", &[65_535]).cells("vlan", &[4094]).cells("queue-pairs", &[4]);
+    let outcome = configure(2, &[good("one", 0).child(whole), good("two", 1).child(net())], 0);
+    assert_eq!(names(&outcome), ["one", "two"]);
+
+    let refused = |net: TestNode, why: &str| {
+        alone_is_refused(bad().child(net), &format!("/chosen/bad: {why}"));
+    };
+    refused(net().cells("mtu", &[67]), "mtu is 67: 68 to 65535 are possible");
+    refused(net().cells("mtu", &[65_536]), "mtu is 65536: 68 to 65535 are possible");
+    refused(net().cells("vlan", &[0]), "vlan is 0: 1 to 4094 are possible");
+    refused(net().cells("vlan", &[4095]), "vlan is 4095: 1 to 4094 are possible");
+    refused(net().cells("queue-pairs", &[0]), "queue-pairs is 0: 1 to 4 are possible");
+    refused(net().cells("queue-pairs", &[5]), "queue-pairs is 5: 1 to 4 are possible");
+    let nobody = "mac-address of /chosen/bad/net is not that of a single station";
+    refused(net().bytes("mac-address", &[0; 6]), nobody);
+    refused(net().bytes("mac-address", &[1, 0, 0, 0, 0, 1]), nobody);
+
+    let outcome = configure(2, &[good("one", 0).child(mac(7)), good("two", 1).child(mac(7))], 0);
+    let taken = "/chosen/two: mac-address of /chosen/two/net is that of /chosen/one/net";
+    assert_eq!((names(&outcome), outcome.1.as_slice()), (vec!["one"], &[taken.to_owned()][..]));
 }
 
 #[test]
