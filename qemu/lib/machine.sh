@@ -29,7 +29,7 @@ place_modules() {
 }
 
 # qemu_command: fill the array qemu_cmd from the settings of qemu/run.
-# cpu cpus memory gic icount bare terminal image kernel initrd bootargs el2_append disk_kind disk_file disk_format extra_args
+# cpu cpus memory gic icount bare terminal image kernel initrd bootargs el2_append disk_kind disk_file disk_format net extra_args
 qemu_command() {
     # Without the hypervisor the guest enters at EL1, as it does on top of it: the fair comparison.
     local virtualization=on
@@ -43,6 +43,7 @@ qemu_command() {
         qemu_cmd+=(-icount 'shift=0,sleep=off' -rtc 'base=2026-01-01T00:00:00,clock=vm')
     fi
     disk_arguments
+    net_arguments
     if ((bare)); then
         qemu_cmd+=(-kernel "$kernel" -append "$bootargs")
         if [[ -n $initrd ]]; then qemu_cmd+=(-initrd "$initrd"); fi
@@ -64,6 +65,11 @@ disk_arguments() {
     readonly) drive[1]+=,readonly=on ;;
     esac
     qemu_cmd+=(-global virtio-mmio.force-legacy=false "${drive[@]}" -device virtio-blk-device,drive=disk0)
+}
+
+net_arguments() {
+    if [[ $net == none ]]; then return; fi
+    qemu_cmd+=(-global virtio-mmio.force-legacy=false -netdev "${net/#user/user,id=net0}" -device virtio-net-device,netdev=net0)
 }
 
 module_arguments() {

@@ -98,6 +98,18 @@ vms_use() { # vms_use KIND: whether a VM is of that kind
     return 1
 }
 
+# Whether a device of a VM belongs to the board's network.
+vms_use_network() {
+    local name path child
+    for name in "${vm_names[@]}"; do
+        path=${vm_node[$name]}
+        for child in $(fdtget -l "$vms_dtb" "$path"); do
+            if vms_is "$path/$child" sparkler,virtio-net && [[ $(vms_text "$path/$child" backend) == switch ]]; then return; fi
+        done
+    done
+    return 1
+}
+
 # vms_file TEXT: the path of a file that a node names.
 vms_file() {
     case $1 in
