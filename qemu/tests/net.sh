@@ -1,0 +1,211 @@
+# shellcheck shell=bash
+# Networks of Linux guests: the switch between them, and the board's card on QEMU's user network (10.0.2.0/24, whose
+# gateway is 10.0.2.2).
+
+# net_vms NAME=PROPERTIES...: $dir/vms.dts with these VMs, each a Linux with a network device on the switch; PROPERTIES are
+# more of the device's. One that begins with + is the whole of a second device's.
+net_vms() {
+    local vm name properties core=0
+    {
+        printf '/dts-v1/;\n/ { chosen {\n'
+        for vm in "$@"; do
+            name=${vm%%=*} properties=${vm#*=}
+            printf '%s { compatible = "sparkler,vm"; cpus = <1>; memory = <0x60000>; sparkler,cores = <%d>;\n' "$name" "$core"
+            printf 'kernel { compatible = "multiboot,kernel", "multiboot,module"; sparkler,file = "linux"; };\n'
+            printf 'ramdisk { compatible = "multiboot,ramdisk", "multiboot,module"; sparkler,file = "linux-ramdisk"; };\n'
+            printf 'net0 { compatible = "sparkler,virtio-net"; backend = "switch"; %s };\n' "${properties%%+*}"
+            if [[ $properties == *+* ]]; then
+                printf 'net1 { compatible = "sparkler,virtio-net"; backend = "switch"; %s };\n' "${properties#*+}"
+            fi
+            printf '};\n'
+            core=$((core + 1))
+        done
+        printf '}; };\n'
+    } >"$dir/vms.dts"
+}
+
+# What guests have in common: reach ADDRESS waits until it answers, gone ADDRESS until it does not.
+net_words='reach() { for n in $(seq 60); do if ping -c 1 -W 1 "$1" >/dev/null; then return; fi; done; echo "no answer of $1"; return 1; }
+gone() { while ping -c 1 -W 2 "$1" >/dev/null; do sleep 1; done; }
+set -e
+'
+
+test_two_guests_get_an_address_from_the_uplink_and_reach_it_and_each_other() {
+    run_guest --vms two-linux --timeout 200 -c "$net_words"'
+        ip -4 -o addr show dev eth0 | grep -o "10\.0\.2\.[0-9]*/24"
+        grep nameserver /etc/resolv.conf
+        ping -c 3 -W 2 10.0.2.2
+        case $VM_NAME in alice) me=1 other=2 ;; bob) me=2 other=1 ;; esac
+        ip addr add 192.168.7.$me/24 dev eth0
+        reach 192.168.7.$other
+        ping -c 5 -W 2 192.168.7.$other
+        # The other may need longer.
+        sleep 5' | tee "$dir/out"
+    expect_text "$dir/out" 'alice| 10.0.2.1'
+    expect_text "$dir/out" 'bob| 10.0.2.1'
+    expect_equal 'different addresses' 2 "$(grep -o '10\.0\.2\.[0-9]*/24' "$dir/out" | sort -u | wc -l)"
+    expect_equal 'name servers' 2 "$(grep -c 'nameserver 10.0.2.3' "$dir/out")"
+    expect_equal 'answers of the gateway' 2 "$(grep -c '3 packets transmitted, 3 packets received' "$dir/out")"
+    expect_equal 'answers of the other' 2 "$(grep -c '5 packets transmitted, 5 packets received' "$dir/out")"
+}
+
+test_100_mib_by_tcp_between_guests_have_the_same_checksum() {
+    net_vms alice= bob=
+    run_guest --vms "$dir/vms.dts" --timeout 400 -c "$net_words"'
+        case $VM_NAME in
+        alice)
+            ip addr add 192.168.7.1/24 dev eth0
+            mkdir /srv
+            dd if=/dev/urandom of=/srv/file bs=1M count=100 2>/dev/null
+            md5sum /srv/file | cut -d " " -f 1 >/srv/sum
+            httpd -p 80 -h /srv
+            reach 192.168.7.2
+            gone 192.168.7.2
+            ;;
+        bob)
+            ip addr add 192.168.7.2/24 dev eth0
+            reach 192.168.7.1
+            until wget -q -O /sum http://192.168.7.1/sum; do sleep 1; done
+            wget -q -O - http://192.168.7.1/file | md5sum | cut -d " " -f 1 >/mine
+            cmp /sum /mine
+            echo "the sums are the same: $(cat /mine)"
+            ;;
+        esac' | tee "$dir/out"
+    grep -Eq '^bob\| the sums are the same: [0-9a-f]{32}$' "$dir/out"
+}
+
+test_100_mib_by_tcp_to_the_host_have_the_same_checksum() {
+    # QEMU runs the command for whoever connects to that address, and hands it what comes.
+    run_guest --disk none --timeout 400 --net "user,guestfwd=tcp:10.0.2.100:9-cmd:md5sum" -c "$net_words"'
+        dd if=/dev/urandom of=/file bs=1M count=100 2>/dev/null
+        mine=$(md5sum </file)
+        theirs=$(nc 10.0.2.100 9 </file)
+        echo "$mine, $theirs"
+        test "$mine" = "$theirs"
+        echo "the sums are the same"' | tee "$dir/out"
+    expect_text "$dir/out" 'the sums are the same'
+}
+
+test_frames_of_9000_bytes_pass_between_guests_that_have_such_an_mtu() {
+    net_vms 'alice=mtu = <9000>;' 'bob=mtu = <9000>;'
+    run_guest --vms "$dir/vms.dts" --timeout 200 -c "$net_words"'
+        cat /sys/class/net/eth0/mtu
+        case $VM_NAME in alice) me=1 other=2 ;; bob) me=2 other=1 ;; esac
+        ip addr add 192.168.7.$me/24 dev eth0
+        reach 192.168.7.$other
+        before=$(cat /sys/class/net/eth0/statistics/tx_packets)
+        ping -c 5 -W 2 -s 8900 192.168.7.$other
+        after=$(cat /sys/class/net/eth0/statistics/tx_packets)
+        # Cut, they would be 35.
+        test $((after - before)) -lt 30
+        sleep 5' | tee "$dir/out"
+    expect_equal MTUs 2 "$(grep -c '| 9000$' "$dir/out")"
+    expect_equal answers 2 "$(grep -c '5 packets transmitted, 5 packets received' "$dir/out")"
+}
+
+test_a_vlan_is_kept_from_another_and_isolated_ports_from_each_other() {
+    # eth0: both in VLAN 10. eth1: VLANs 10 and 20.
+    net_vms 'alice=vlan = <10>; + vlan = <10>; isolated;' 'bob=vlan = <10>; + vlan = <20>;'
+    run_guest --vms "$dir/vms.dts" --timeout 200 -c "$net_words"'
+        case $VM_NAME in alice) me=1 other=2 ;; bob) me=2 other=1 ;; esac
+        ip addr add 192.168.7.$me/24 dev eth0
+        ip addr add 192.168.8.$me/24 dev eth1
+        reach 192.168.7.$other
+        if ping -c 3 -W 1 192.168.8.$other >/dev/null; then echo "across VLANs"; exit 1; fi
+        if ping -c 1 -W 1 10.0.2.2 >/dev/null; then echo "out of a VLAN"; exit 1; fi
+        echo "kept apart"
+        sleep 5' | tee "$dir/out"
+    expect_equal guests 2 "$(grep -c 'kept apart' "$dir/out")"
+    net_vms 'alice=isolated;' 'bob=isolated;'
+    run_guest --vms "$dir/vms.dts" --timeout 200 -c "$net_words"'
+        case $VM_NAME in alice) me=1 other=2 ;; bob) me=2 other=1 ;; esac
+        ip addr add 192.168.7.$me/24 dev eth0
+        reach 10.0.2.2
+        sleep 10
+        if ping -c 3 -W 1 192.168.7.$other >/dev/null; then echo "reached the other"; exit 1; fi
+        echo "kept apart"
+        sleep 5' | tee "$dir/out"
+    expect_equal guests 2 "$(grep -c 'kept apart' "$dir/out")"
+}
+
+test_without_a_card_guests_still_reach_each_other() {
+    run_guest --vms two-linux --net none --timeout 200 -c "$net_words"'
+        case $VM_NAME in alice) me=1 other=2 ;; bob) me=2 other=1 ;; esac
+        ip addr add 192.168.7.$me/24 dev eth0
+        reach 192.168.7.$other
+        sleep 5' | tee "$dir/out"
+    expect_text "$dir/out" 'alice: start'
+    ! grep 'network card' "$dir/out"
+}
+
+# What crossed the wire, as tcpdump sees it: every frame is whole, every checksum right.
+test_what_is_on_the_wire_is_right_for_an_independent_reader() {
+    command -v tcpdump >/dev/null || step 'install tcpdump' 'as root, run: apt-get install tcpdump' install_packages tcpdump
+    net_vms alice= bob=
+    run_guest --vms "$dir/vms.dts" --timeout 300 --net 'user,guestfwd=tcp:10.0.2.100:9-cmd:md5sum' -c "$net_words"'
+        reach 10.0.2.2
+        dd if=/dev/urandom of=/file bs=64k count=16 2>/dev/null
+        test "$(md5sum </file)" = "$(nc 10.0.2.100 9 </file)"
+        nslookup gateway.invalid 10.0.2.3 >/dev/null || true
+        echo sent' -- -object "filter-dump,id=dump,netdev=net0,file=$(qemu_value "$dir/wire.pcap")" | tee "$dir/out"
+    expect_equal guests 2 "$(grep -c '| sent' "$dir/out")"
+    # Without limits on what is shown; -vv checks the sums.
+    tcpdump -nvv -r "$dir/wire.pcap" >"$dir/wire" 2>"$dir/errors"
+    cat -- "$dir/errors"
+    ! grep -Ei 'incorrect|bad .*cksum|truncated|malformed|invalid' "$dir/wire" | head
+    grep -q 'BOOTP/DHCP, Reply' "$dir/wire"
+    grep -q 'ICMP echo reply' "$dir/wire"
+    local data
+    data=$(grep -Ec 'cksum 0x[0-9a-f]+ \(correct\)' "$dir/wire")
+    echo "$data checksums of TCP and UDP are right"
+    ((data > 1000))
+    # No frame is longer than the wire's MTU.
+    tcpdump -r "$dir/wire.pcap" 'greater 1519' 2>/dev/null | head | tee "$dir/long"
+    [[ ! -s $dir/long ]]
+}
+
+test_a_link_that_goes_away_and_comes_back_is_noticed() {
+    local port=$((20000 + RANDOM % 20000))
+    (
+        # QEMU's monitor, when the guest has come up: the link down for five seconds.
+        until grep -q 'gateway answers' "$dir/out" 2>/dev/null; do sleep 0.5; done
+        exec 3<>"/dev/tcp/127.0.0.1/$port"
+        printf 'set_link net0 off\n' >&3
+        until grep -q 'gateway is gone' "$dir/out"; do sleep 0.5; done
+        printf 'set_link net0 on\n' >&3
+        until grep -q 'gateway is back' "$dir/out"; do sleep 0.5; done
+    ) &
+    local helper=$!
+    at_exit+=("kill $helper 2>/dev/null || true")
+    run_guest --disk none --timeout 200 -c "$net_words"'
+        reach 10.0.2.2
+        echo "the gateway answers"
+        gone 10.0.2.2
+        echo "the gateway is gone"
+        reach 10.0.2.2
+        echo "the gateway is back"' -- -monitor "tcp:127.0.0.1:$port,server,nowait" | tee "$dir/out"
+    expect_text "$dir/out" 'the gateway is back'
+}
+
+test_a_card_that_stops_answering_is_reset_and_the_guest_lives() {
+    # The other end of the card's wire takes what comes until its buffers are full, and never reads.
+    local port
+    perl -MIO::Socket::INET -e '$| = 1; my $s = IO::Socket::INET->new(Listen => 1, LocalAddr => "127.0.0.1") or die;
+        print $s->sockport, "\n"; my $c = $s->accept; sleep 300' >"$dir/port" &
+    local helper=$!
+    at_exit+=("kill $helper 2>/dev/null || true")
+    until [[ -s $dir/port ]]; do sleep 0.1; done
+    port=$(<"$dir/port")
+    run_guest --net none --timeout 250 -c "$net_words"'
+        ip addr add 192.168.7.1/24 dev eth0
+        arp -s 192.168.7.9 02:00:00:00:00:99 2>/dev/null || ip neigh add 192.168.7.9 lladdr 02:00:00:00:00:99 dev eth0
+        # Nobody answers: as many frames as fill the wire, and more.
+        for n in $(seq 12); do
+            ping -c 400 -i 0.01 -W 1 -s 1400 192.168.7.9 >/dev/null || true
+            dd if=/dev/vda of=/dev/null bs=64k count=1 iflag=direct 2>/dev/null
+        done
+        echo "the guest lives"' -- -global virtio-mmio.force-legacy=false \
+        -netdev "socket,id=net0,connect=127.0.0.1:$port" -device virtio-net-device,netdev=net0 | tee "$dir/out"
+    expect_text "$dir/out" 'the guest lives'
+    expect_text "$dir/out" 'a frame was not sent in time; resetting the device'
+}
