@@ -207,7 +207,7 @@ impl<'m> PortCell<'m> {
 
     /// A driver is ready.
     pub(super) fn open(&self, reception: Reception) {
-        let pairs = reception.pairs.clamp(1, self.pairs);
+        let pairs = reception.pairs.min(self.pairs).max(1);
         let mut state = self.state.lock();
         state.forget();
         state.filter = filter::default(self.mac);
