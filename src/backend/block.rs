@@ -234,6 +234,10 @@ impl<'m, B: BlockBackend<'m> + ?Sized> BlockBackend<'m> for &mut B {
     fn in_flight(&self) -> usize {
         (**self).in_flight()
     }
+
+    fn dma_stopped(&self) -> bool {
+        (**self).dma_stopped()
+    }
 }
 
 #[cfg(test)]

@@ -207,6 +207,10 @@ impl<'m, D: BlockBackend<'m>> BlockBackend<'m> for Client<'_, 'm, D> {
         let account = state.clients.get(usize::from(self.index));
         account.map_or(0, |account| usize::from(account.at_disk) + account.finished.len())
     }
+
+    fn dma_stopped(&self) -> bool {
+        self.lock().disk.dma_stopped()
+    }
 }
 
 #[cfg(test)]

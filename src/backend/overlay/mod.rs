@@ -261,6 +261,10 @@ impl<'m> BlockBackend<'m> for Overlay<'_, 'm> {
     fn in_flight(&self) -> usize {
         self.base.in_flight() + self.finished.len()
     }
+
+    fn dma_stopped(&self) -> bool {
+        self.base.dma_stopped()
+    }
 }
 
 /// What is left of a list of segments.

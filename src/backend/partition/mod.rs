@@ -161,6 +161,10 @@ impl<'m, D: BlockBackend<'m>> BlockBackend<'m> for Partition<D> {
     fn in_flight(&self) -> usize {
         self.disk.in_flight()
     }
+
+    fn dma_stopped(&self) -> bool {
+        self.disk.dma_stopped()
+    }
 }
 
 #[cfg(test)]
