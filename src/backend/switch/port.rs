@@ -205,15 +205,20 @@ impl<'m> PortCell<'m> {
         self.changed.load(Relaxed) && self.changed.swap(false, Ordering::Acquire)
     }
 
-    /// A driver is ready.
+    /// A driver is ready, or wants to receive in another way. What it has posted stays, and what it has
+    /// been given; frames that wait for a buffer may be as it does not want them any more.
     pub(super) fn open(&self, reception: Reception) {
         let pairs = reception.pairs.min(self.pairs).max(1);
         let mut state = self.state.lock();
-        state.forget();
+        if state.open {
+            state.forget_waiting();
+        } else {
+            state.forget();
+            self.ready.store(0, Relaxed);
+        }
         state.filter = filter::default(self.mac);
         state.reception = Reception { pairs, ..reception };
         state.open = true;
-        self.ready.store(0, Relaxed);
         self.active.store(pairs as u8, Relaxed);
         for flow in &self.steering {
             flow.store(0, Relaxed);
@@ -405,6 +410,10 @@ impl PortState<'_> {
         for queue in self.queues.iter_mut() {
             queue.clear();
         }
+        self.forget_waiting();
+    }
+
+    fn forget_waiting(&mut self) {
         for backlog in &mut self.backlogs {
             backlog.clear();
         }

@@ -357,6 +357,17 @@ fn a_closed_port_forgets_buffers_frames_and_the_filter() {
 }
 
 #[test]
+fn a_driver_that_wants_to_receive_in_another_way_keeps_its_buffers() {
+    let net = Net::new();
+    let mut a = net.open(1, Options::default());
+    let mut b = net.open(2, Options::default());
+    a.send(&plain(2, 1, "one"));
+    b.port.open(Reception { accepts: Offloads::empty(), mergeable: false, pairs: 1 });
+    a.send(&plain(2, 1, "two"));
+    assert_eq!(b.all(), [plain(2, 1, "one"), plain(2, 1, "two")]);
+}
+
+#[test]
 fn what_is_longer_than_the_mtu_is_dropped() {
     let net = Net::new();
     let [mut a, mut b, _c] = three(&net, Default::default());
