@@ -246,7 +246,7 @@ impl<'a> Driver<'a> {
         let wanted = 1 << 32 | 1 << 40 | (features & 3) << 28 | (features >> 2 & 1) << 9;
         let wanted = wanted | if packed { PACKED } else { 0 };
         // DISCARD, WRITE_ZEROES, CONFIG_WCE.
-        let wanted = wanted | (!features >> 4 & 3) << 13 | (features >> 6 & 1) * CONFIG_WCE;
+        let wanted = wanted | (!features >> 4 & 3) << 13 | ((features >> 6 & 1) * CONFIG_WCE);
         let agreed = bus.bring_up(wanted, size);
         let model = Model { agreed, ..model };
         Self {

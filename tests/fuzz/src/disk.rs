@@ -109,6 +109,8 @@ impl Watch {
 }
 
 /// The disk under watch. No trait object: it must not be what keeps guest memory alive.
+// One at a time, for a while.
+#[allow(clippy::large_enum_variant)]
 enum Inner<'m> {
     Ram(RamDisk<'m>),
     Null(NullDisk),

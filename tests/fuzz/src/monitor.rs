@@ -8,8 +8,10 @@ use sparkler::console::{Input as Typed, LOG_LEN, MAX_GUESTS, Mux, Settings, View
 use sparkler::monitor::{
     Action, ActionError, CoreInfo, DeviceInfo, MemoryInfo, Operator, VmInfo, VmState, run,
 };
-use sparkler::virtio::Status;
 use sparkler::virtio::device::DeviceType;
+use sparkler::virtio::histogram::Histogram;
+use sparkler::virtio::limiter::Limits;
+use sparkler::virtio::{Adjustment, Status};
 use sparkler::vm::ExitCounts;
 
 use crate::input::Input;
@@ -73,6 +75,8 @@ impl Operator for Vms<'_> {
             bytes_out: self.number,
             latency: self.number,
             latency_max: self.number,
+            latencies: Histogram::EMPTY,
+            limits: [Limits::default(); 2],
         })
     }
     fn core(&self, _: usize) -> Option<CoreInfo> {
@@ -93,6 +97,9 @@ impl Operator for Vms<'_> {
     }
     fn set_log_level(&mut self, _: log::LevelFilter) {}
     fn act(&mut self, _: usize, _: Action) -> Result<(), ActionError> {
+        self.answer()
+    }
+    fn adjust(&mut self, _: usize, _: usize, _: Adjustment) -> Result<(), ActionError> {
         self.answer()
     }
     fn attach(&mut self, vm: usize) -> Result<(), ActionError> {

@@ -4,8 +4,8 @@ use sparkler::backend::partition::Sectors;
 use sparkler::fdt::{BlockSource, Board, DeviceKind, DiskPart, FdtWriter, WriteError};
 use sparkler::memory::{Pa, PaRange};
 use sparkler::vm::config::{
-    Configuration, CoreSet, DiskUse, Disks, Kernel, MAX_VCPUS, MAX_VCPUS_PER_CORE, PartError,
-    RAM_BLOCK, Refusal, Resources, VmConfig,
+    Configuration, CoreSet, DiskUse, Disks, MAX_VCPUS, MAX_VCPUS_PER_CORE, PartError, RAM_BLOCK,
+    Refusal, Resources, VmConfig,
 };
 
 use crate::input::Input;
@@ -80,7 +80,7 @@ pub fn vms(data: &[u8]) {
     board.for_each_vm(&mut |_, _| nodes += 1);
     let mut refused = 0;
     let mut refuse = |refusal: Refusal<'_>| {
-        assert!(refusal.to_string().starts_with("/chosen/"), "{refusal}");
+        assert!(refusal.to_string().starts_with("/chosen"), "{refusal}");
         refused += 1;
     };
     let taken = [("sparkler", IMAGE), ("the device tree", TREE)];
@@ -98,8 +98,7 @@ pub fn vms(data: &[u8]) {
     check_sectors(config.vms());
     let mut used = vec![IMAGE, TREE];
     for vm in config.vms() {
-        let kernel = if let Kernel::Module(kernel) = vm.kernel { Some(kernel) } else { None };
-        used.extend(kernel.iter().chain(&vm.ramdisk).map(|module| module.range));
+        used.extend([&vm.kernel].into_iter().chain(&vm.ramdisk).map(|module| module.range));
     }
     for (index, vm) in config.vms().iter().enumerate() {
         let ram = vm.ram.expect("those without are refused");
@@ -109,7 +108,7 @@ pub fn vms(data: &[u8]) {
         used.push(ram);
         assert!(!config.vms()[..index].iter().any(|other| other.name == vm.name));
         for device in &vm.devices {
-            let DeviceKind::Block { source, .. } = device.kind;
+            let DeviceKind::Block { source, .. } = device.kind else { continue };
             if let BlockSource::Overlay { ram, .. } = source {
                 let ram = ram.expect("those without are refused");
                 assert!(MEMORY.contains(ram) && !used.iter().any(|used| used.overlaps(ram)));
