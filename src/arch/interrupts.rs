@@ -218,6 +218,9 @@ fn answer(seat: &mut Seat, intid: u32) {
     let Some(doorbell) = seat.doorbells.get(at).copied() else { return };
     let useful = match doorbell.source {
         Source::VirtioMmio(registers) => {
+            // Somebody else may have collected already what it rings for, however often. Then an edge is
+            // over, and a level line that is all right drops with the acknowledgement.
+            let rings = doorbell.edge || registers.read32_relaxed(INTERRUPT_STATUS) != 0;
             registers.write32_relaxed(INTERRUPT_ACK, ALL_CAUSES);
             let mut useful = match doorbell.shared {
                 Some(shared) => shared.collect(seat.core.now(), this_core() as u8),
@@ -228,7 +231,7 @@ fn answer(seat: &mut Seat, intid: u32) {
             if !useful {
                 seat.each_vm(|vm, _, _| useful |= vm.waits_for_events());
             }
-            useful
+            useful || rings && (doorbell.edge || registers.read32_relaxed(INTERRUPT_STATUS) == 0)
         }
         Source::Network { registers, reconfigured, switch } => {
             let causes = registers.read32_relaxed(INTERRUPT_STATUS);
