@@ -13,6 +13,7 @@ const READ: usize = 63;
 const WRITE: usize = 64;
 const PREAD64: usize = 67;
 const PWRITE64: usize = 68;
+const FSYNC: usize = 82;
 const EXIT_GROUP: usize = 94;
 const SOCKET: usize = 198;
 const BIND: usize = 200;
@@ -98,6 +99,11 @@ pub(crate) fn open_direct_both(path: &CStr) -> Result<usize, isize> {
 /// Bytes the device holds.
 pub(crate) fn size(file: usize) -> Result<u64, isize> {
     usable(call(LSEEK, [file, 0, SEEK_END, 0])).map(|size| size as u64)
+}
+
+/// Once this is done, what was written to the file (or device) outlives a power cut.
+pub(crate) fn flush(file: usize) -> Result<(), isize> {
+    usable(call(FSYNC, [file, 0, 0, 0])).map(drop)
 }
 
 /// Reads at a byte offset; bytes read or the negated error.

@@ -5,8 +5,9 @@
 //! another. `boot`: when the shell came. `udp HOST PORT [N]` has datagrams of 64 bytes sent back by
 //! `udp-serve PORT` elsewhere, `tcp HOST PORT [MIB]` sends a stream to `tcp-serve PORT`.
 //!
-//! `fill DEVICE SEED [MIB]` writes a whole disk in random pieces, `check DEVICE SEED [MIB]` reads it
-//! in others and compares. Writing destroys what the device holds.
+//! `fill DEVICE SEED [MIB [FROM]]` writes a whole disk in random pieces, or that many MiB of it from
+//! MiB FROM on, and flushes it; `check DEVICE SEED [MIB [FROM]]` reads it in others and compares.
+//! Writing destroys what the device holds.
 //!
 //! `zero DEVICE AT BYTES`, `punch DEVICE AT BYTES`: that part of the device becomes zeros, by the
 //! kernel's requests for it (busybox has no program that asks so); `punch` allows to give the space up.
@@ -128,7 +129,9 @@ fn run(mut arguments: impl Iterator<Item = &'static CStr>) -> i32 {
         say!(
             "usage: linux-bench boot | {{read4k|write4k|read4k32|write4k32|seq1m|seq1mw}} DEVICE [N]"
         );
-        say!("       linux-bench {{fill|check}} DEVICE SEED [MIB] | {{udp|tcp}} HOST PORT [N]");
+        say!(
+            "       linux-bench {{fill|check}} DEVICE SEED [MIB [FROM]] | {{udp|tcp}} HOST PORT [N]"
+        );
         say!("       linux-bench {{udp-serve|tcp-serve}} PORT | {{zero|punch}} DEVICE AT BYTES");
         return 2;
     };
@@ -168,17 +171,20 @@ fn other(
     if !names.contains(&command) {
         return None;
     }
-    let words: [Option<&CStr>; 3] = core::array::from_fn(|_| arguments.next());
+    let words: [Option<&CStr>; 4] = core::array::from_fn(|_| arguments.next());
     // SAFETY: one of the users of the memory runs, once.
     let memory = unsafe { &mut (*MEMORY.0.get()).buffer };
     let count = |usual| words[2].map_or(Some(usual), number);
     let here = || net::address(c"0.0.0.0", words[0]?);
     let there = || net::address(words[0]?, words[1]?);
-    let disk =
-        || Some((words[0]?, number(words[1]?)? as u64, (count(1 << 40 >> 20)? as u64) << 20));
+    let disk = || {
+        let (length, from) = (count(1 << 20)?, words[3].map_or(Some(0), number)?);
+        let (length, from) = ((length as u64) << 20, (from as u64) << 20);
+        Some((words[0]?, number(words[1]?)? as u64, from..from.checked_add(length)?))
+    };
     let mut verify = |pass| {
-        disk().map_or(Err(INVALID), |(device, seed, limit)| {
-            verify::run(device, seed, limit, pass, memory)
+        disk().map_or(Err(INVALID), |(device, seed, range)| {
+            verify::run(device, seed, range, pass, memory)
         })
     };
     Some(match command.to_bytes() {

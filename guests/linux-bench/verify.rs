@@ -2,6 +2,7 @@
 //! in other pieces: not a byte may differ.
 
 use core::ffi::CStr;
+use core::ops::Range;
 
 use crate::Random;
 use crate::linux::{self, Event, Request, Ring};
@@ -48,18 +49,18 @@ pub(crate) enum Pass {
     Read,
 }
 
-/// Writes or reads all of the device, to `limit` bytes of it. The seed decides what is written;
+/// Writes or reads what the device has of these bytes, whole pieces; what was written is flushed. The seed decides what is written;
 /// the sizes and the order are new for each pass.
 pub(crate) fn run(
     device: &CStr,
     seed: u64,
-    limit: u64,
+    range: Range<u64>,
     pass: Pass,
     memory: &mut [u8],
 ) -> Result<(), isize> {
     let file = linux::open_direct_both(device)?;
     let ring = Ring::new(DEPTH)?;
-    let pieces = linux::size(file)?.min(limit) / PIECE as u64;
+    let pieces = linux::size(file)?.min(range.end).saturating_sub(range.start) / PIECE as u64;
     let mut random = Random(seed ^ if pass == Pass::Write { 0x5555 } else { 0xaaaa });
     // Every piece once: an odd stride goes through a power of two, and what is beyond is left out.
     let (all, stride) = (pieces.next_power_of_two(), random.next() | 1);
@@ -71,9 +72,10 @@ pub(crate) fn run(
         }
         let size = (SECTOR << random.below(10)).min(LARGEST);
         let depth = 1 + random.below(DEPTH as u64) as usize;
-        work(file, &ring, piece * PIECE as u64, size, depth, seed, pass, memory)?;
+        let base = range.start + piece * PIECE as u64;
+        work(file, &ring, base, size, depth, seed, pass, memory)?;
     }
-    Ok(())
+    if pass == Pass::Write { linux::flush(file) } else { Ok(()) }
 }
 
 /// One piece, `depth` requests of `size` bytes at a time.
