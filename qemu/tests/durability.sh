@@ -52,12 +52,12 @@ test_a_disk_filled_at_random_by_a_packed_ring_keeps_what_was_flushed_across_a_re
 test_two_guests_fill_their_partitions_at_once_and_each_keeps_what_it_flushed() {
     local name
     build_linux_bench
-    make_partitioned "$dir/disk.img" 64 alice bob
+    make_partitioned "$dir/disk.img" 32 alice bob
     # Guests that find a file system mount it.
-    for name in 1 65; do dd if=/dev/zero of="$dir/disk.img" bs=1M seek=$name count=1 conv=notrunc status=none; done
+    for name in 1 33; do dd if=/dev/zero of="$dir/disk.img" bs=1M seek=$name count=1 conv=notrunc status=none; done
     vms_fragment "$(range_vm alice 0 'backend = "physical"; partition = "alice";')
         $(range_vm bob 1 'backend = "physical"; partition = "bob";')"
-    run_guest --vms "$dir/vms.dts" --timeout 400 --file "$linux_bench" -c "$(fill_and_cut 64)" | tee "$dir/out"
+    run_guest --vms "$dir/vms.dts" --timeout 400 --file "$linux_bench" -c "$(fill_and_cut 32)" | tee "$dir/out"
     for name in alice bob; do
         expect_text "$dir/out" "$name| cut after "
         expect_text "$dir/out" "$name| all that was flushed is there"
@@ -108,7 +108,7 @@ durable_files() { # durable_files ROUND
         while :; do
             file=%d.$((n++))
             dd if=/dev/urandom of=$file bs=3001 count=$((RANDOM %% 40 + 1)) conv=fsync 2>/dev/null || exit 1
-            echo "kept $(sha256sum $file)."
+            echo "kept $(sha256sum $file) whole"
         done' "$1"
 }
 
@@ -122,7 +122,7 @@ cut_power() {
     run=$!
     # Not before there is something to lose.
     for ((i = 0; i < 900; i++)); do
-        if grep -qs '^kept .*\.$' "$dir/out.$round" || ! kill -0 "$run" 2>/dev/null; then break; fi
+        if grep -qs '^kept .* whole$' "$dir/out.$round" || ! kill -0 "$run" 2>/dev/null; then break; fi
         sleep 0.1
     done
     sleep "$((RANDOM % 3)).$((RANDOM % 10))"
@@ -130,7 +130,8 @@ cut_power() {
     wait "$run" || true
     expect_text "$dir/out.$round" "whole so far: $(wc -l <"$dir/kept")"
     # A line that is not whole was cut off.
-    sed -n 's/^kept \([0-9a-f]\{64\}  [0-9.]*\)\.$/\1/p' "$dir/out.$round" >"$dir/reported"
+    echo >>"$dir/out.$round"
+    sed -n 's/^kept \([0-9a-f]\{64\}  [0-9.]*\) whole$/\1/p' "$dir/out.$round" >"$dir/reported"
     [[ -s $dir/reported ]] || { cat -- "$dir/out.$round" && return 1; }
     cat -- "$dir/reported" >>"$dir/kept"
     echo "round $round: $(wc -l <"$dir/reported") files were reported"
