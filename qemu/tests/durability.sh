@@ -164,3 +164,29 @@ power_cuts() {
 
 # More of them, of a run that may take longer: SPARKLER_POWER_CUTS.
 test_files_that_linux_has_synced_outlive_a_power_cut() { power_cuts "${SPARKLER_POWER_CUTS:-4}"; }
+
+test_a_shared_disk_that_stops_answering_in_the_midst_of_writes_goes_on_and_so_do_its_guests() {
+    local run name
+    two_partitions
+    mkfifo "$dir/monitor.in" "$dir/monitor.out"
+    # The guests write until it fails, and then until it works again.
+    run_guest --vms "$dir/vms.dts" --timeout 300 -c '
+        umount /mnt
+        put() { dd if=/dev/urandom of=/dev/vda bs=64k count=16 seek=256 oflag=direct 2>/dev/null; }
+        echo "$VM_NAME writes"
+        while put; do :; done
+        echo "$VM_NAME lives without its disk"
+        until put; do sleep 1; done
+        echo "$VM_NAME has its disk again"' \
+        -- -chardev "pipe,id=monitor,path=$(qemu_value "$dir/monitor")" -mon chardev=monitor >"$dir/out" 2>&1 &
+    run=$!
+    cat "$dir/monitor.out" >"$dir/monitor.log" &
+    exec 4>"$dir/monitor.in"
+    for name in alice bob; do wait_for_text "$dir/out" "$name writes"; done
+    # A byte a second: for the guests' purposes, never.
+    echo 'block_set_io_throttle disk0 1 0 0 0 0 0' >&4
+    for name in alice bob; do wait_for_text "$dir/out" "$name lives without its disk"; done
+    echo 'block_set_io_throttle disk0 0 0 0 0 0 0' >&4
+    wait "$run" || { cat -- "$dir/out" && return 1; }
+    for name in alice bob; do expect_text "$dir/out" "$name| $name has its disk again"; done
+}
