@@ -252,6 +252,22 @@ mod on_target {
         check(other > sleeper / 10 * 7, "it comes before the other each time it has slept")
     }
 
+    fn who_waits_for_what_is_pending_has_no_more_than_its_share() -> Outcome {
+        let fleet = fleet();
+        fleet.two.start(label!(counts));
+        fleet.one.start(label!(counts_a_while));
+        fleet.run()?;
+        let beside_another = fleet.one.result(0);
+        fleet.two.start(label!(waits_for_the_pending));
+        fleet.one.start(label!(counts_a_while));
+        fleet.run()?;
+        let (count, waits) = (fleet.one.result(0), fleet.two.result(0));
+        check(waits > 100, "it does not run")?;
+        // It runs for a slice at a time: were the timer that ends it lost but once, the neighbour would have a
+        // slice in all. The margin is for what else the host does, whose time this is without -icount.
+        check(count > beside_another / 3, "it takes its neighbour's time")
+    }
+
     fn a_timer_whose_interrupt_is_disabled_wakes_nobody() -> Outcome {
         wakes_once(label!(disabled_timer))
     }
@@ -285,6 +301,7 @@ mod on_target {
                 who_shares_a_core_notices_nothing_in_its_registers,
                 more_are_active_than_fit_on_a_shared_core,
                 who_waits_has_paid_for_what_it_ran,
+                who_waits_for_what_is_pending_has_no_more_than_its_share,
                 a_timer_whose_interrupt_is_disabled_wakes_nobody,
                 what_the_priority_mask_keeps_off_wakes_nobody,
             )

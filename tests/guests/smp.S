@@ -525,5 +525,28 @@ payload masked_by_priority
     result  x0
     power_off
 
+// Waits for its virtual timer's interrupt, which is pending already, with interrupts masked: each WFI completes at
+// once, most without an exit. Does some work in between, as long as it is let, and counts its waits.
+payload waits_for_the_pending
+    enable_gic
+    msr     cntv_cval_el0, xzr
+    mov     x0, #1
+    msr     cntv_ctl_el0, x0
+    isb
+    mov     x20, #0
+1:  wfi
+    mov     x0, #10000
+2:  subs    x0, x0, #1
+    b.ne    2b
+    add     x20, x20, #1
+    str     x20, [x28]
+    b       1b
+
+// Counts for a fifth of a second.
+payload counts_a_while
+    constant x21, 0xc00000
+    count_until x21
+    power_off
+
     .balign 8
 guest_image_end:
