@@ -108,3 +108,53 @@ test_the_monitor_answers_at_the_console_and_resets_one_guest_while_the_other_goe
     printf 'vm alice stop\r' >&3
     wait "$session"
 }
+
+# Bob computes, and would say after two or three seconds that a CPU is stuck. His time has stood still with him.
+test_linux_does_not_notice_that_it_was_paused() {
+    begin_session --vms two-linux --el2-append sparkler.console=plain
+    wait_for_text "$dir/out" 'bob| bob:/#'
+    say '\0352' 'console: bob'
+    say 'echo 3 >/sys/module/rcupdate/parameters/rcu_cpu_stall_timeout && echo stall-$((6*7))\r' '^stall-42'
+    # Not every kernel has a detector of soft lockups.
+    say 'echo 1 >/proc/sys/kernel/watchdog_thresh; while :; do :; done & echo busy-$((6*7))\r' '^busy-42'
+    say 'dmesg -c >/run/before; echo "up $(cut -d . -f 1 /proc/uptime) then"\r' '^up [0-9]+ then'
+    say '\035m' 'sparkler> $'
+    say 'vm bob pause\r' 'sparkler> $'
+    say 'vms\r' '^bob +paused '
+    sleep 15
+    say 'vm bob resume\r' 'sparkler> $'
+    say '\0352' 'console: bob'
+    say 'echo "up $(cut -d . -f 1 /proc/uptime) now"\r' '^up [0-9]+ now'
+    # Whoever is late says so by now.
+    sleep 4
+    say 'echo "said: $(dmesg | wc -l) lines"; dmesg; echo all-$((6*7))\r' '^all-42'
+    tr -d '\r' <"$dir/out" | grep -E '^said: 0 lines'
+    local then now
+    then=$(tr -d '\r' <"$dir/out" | sed -En 's/^up ([0-9]+) then.*/\1/p' | tail -n 1)
+    now=$(tr -d '\r' <"$dir/out" | sed -En 's/^up ([0-9]+) now.*/\1/p' | tail -n 1)
+    echo "up for $then s before the pause, for $now s after it"
+    ((now >= then && now - then < 12))
+    say '\035m' 'sparkler> $'
+    say 'vm bob stop\r' 'bob: off at tick'
+    printf 'vm alice stop\r' >&3
+    wait "$session"
+}
+
+test_a_guest_that_spins_with_interrupts_masked_does_not_keep_the_monitor_away() {
+    local spinner neighbour
+    spinner=$(tiny_vm spinner 1 0 '' "${SPIN[@]}")
+    # The core of the first is the console's.
+    for neighbour in '' "$(tiny_vm neighbour 1 0 '' "${SPIN[@]}")"; do
+        vms_fragment "$spinner $neighbour"
+        rm -f "$dir/in"
+        begin_session --vms "$dir/vms.dts" --el2-append sparkler.console=plain
+        wait_for_text "$dir/out" 'spinner: start at tick'
+        say '\035m' 'sparkler> $'
+        say 'vms\r' '^spinner +running '
+        say 'vm spinner reset\r' 'spinner: start at tick'
+        say 'vms\r' '^spinner +running +1 +1 +4096 +1 0'
+        if [[ -n $neighbour ]]; then say 'vm neighbour stop\r' 'neighbour: off at tick'; fi
+        printf 'vm spinner stop\r' >&3
+        wait "$session"
+    done
+}
