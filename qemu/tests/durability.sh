@@ -46,6 +46,12 @@ whole_disk_is_filled() {
     expect_text "$dir/out" 'all that was flushed is there'
 }
 
+# What a disk keeps is no matter of the interrupt controller; one of these on both boards will do.
+runs_once a_disk_filled_at_random_by_a_packed_ring_keeps_what_was_flushed_across_a_reset \
+    two_guests_fill_their_partitions_at_once_and_each_keeps_what_it_flushed \
+    files_that_linux_has_synced_outlive_a_power_cut \
+    a_shared_disk_that_stops_answering_in_the_midst_of_writes_goes_on_and_so_do_its_guests
+
 test_a_disk_filled_at_random_keeps_what_was_flushed_across_a_reset() { whole_disk_is_filled split; }
 test_a_disk_filled_at_random_by_a_packed_ring_keeps_what_was_flushed_across_a_reset() { whole_disk_is_filled packed; }
 
