@@ -406,6 +406,11 @@ impl<'m, const PAIRS: usize> NetBackend<'m> for Loopback<'m, PAIRS> {
         core::mem::take(&mut self.changed)
     }
 
+    fn set_link(&mut self, up: bool) -> bool {
+        Loopback::set_link(self, up);
+        true
+    }
+
     fn statistics(&self, visit: &mut dyn FnMut(&'static str, u64)) {
         let counters = &self.counters;
         visit("looped", counters.looped);

@@ -267,6 +267,13 @@ pub trait NetBackend<'m>: Send {
     /// each time.
     fn take_change(&mut self) -> bool;
 
+    /// Takes the port's link up or down, as an operator wants it; [`Self::take_change`] tells of it.
+    /// Whether the port has such a thing.
+    fn set_link(&mut self, up: bool) -> bool {
+        let _ = up;
+        false
+    }
+
     /// Counters, for diagnosis: `visit` gets a name and a value for each.
     fn statistics(&self, visit: &mut dyn FnMut(&'static str, u64)) {
         let _ = visit;

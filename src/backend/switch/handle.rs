@@ -131,6 +131,10 @@ impl<'m> NetBackend<'m> for Port<'_, 'm> {
         self.cell.take_change()
     }
 
+    fn set_link(&mut self, up: bool) -> bool {
+        self.switch.set_link(self.index, up).is_some()
+    }
+
     fn statistics(&self, visit: &mut dyn FnMut(&'static str, u64)) {
         self.cell.counters.visit(visit);
     }
