@@ -7,7 +7,9 @@
 //!
 //! Frames are not touched here. Those to be sent go to the port as the segments they are in; buffers
 //! to receive into are posted to the port, which fills them from any core, and are given to the
-//! driver when this device is polled. A port without room leaves the rest in the rings.
+//! driver when this device is polled. A port without room leaves the rest in the rings; a limit that is
+//! reached leaves frames to be sent there, and those received at the port, which drops what it has no
+//! room for.
 //!
 //! # Queues (5.1.2)
 //! Receive and transmit queues alternate, in pairs. The control queue follows the last pair that
@@ -17,12 +19,13 @@ mod control;
 mod transmit;
 mod wire;
 
-use crate::backend::clock::Ticks;
-use crate::backend::net::{Frame, MAX_PAIRS, NetBackend, NetInfo, SendTag, Sent};
+use crate::backend::clock::{Clock, Frequency, Ticks};
+use crate::backend::net::{Frame, MAX_PAIRS, NetBackend, NetInfo, Received, SendTag, Sent};
 use crate::virtio::device::{ActivateError, ActiveQueue, Context, DeviceType, NextPoll, Progress};
+use crate::virtio::limiter::{Limits, Throttle};
 use crate::virtio::queue::{Chain, ChainBuffer, Head, QueueError};
 use crate::virtio::state::{StateError, StateReader, StateWriter};
-use crate::virtio::{Features, VirtioDevice};
+use crate::virtio::{Adjustment, Direction, Features, NotAdjusted, VirtioDevice};
 use control::{Change, Command, Control};
 use transmit::{Refusal, Rules};
 use wire::{Ack, HEADER};
@@ -141,7 +144,14 @@ pub struct Net<'d, 'm> {
     control: Control,
     /// By pair, the buffers that are posted, oldest first.
     posted: [heapless::Deque<Head, { QUEUE_SIZE as usize }>; MAX_PAIRS],
+    /// By pair, a buffer that is filled and that the limit keeps from the driver.
+    held: [Option<Received>; MAX_PAIRS],
     transmitting: Transmitting,
+    throttle: Throttle,
+    /// Pairs with frames to be sent that the limit keeps in the ring: a bit each.
+    parked: u8,
+    /// While the limit holds something up, there is something in the rings that it does not.
+    busy: bool,
     chain: ChainBuffer<'m>,
     live: bool,
     /// The driver is to look at configuration space.
@@ -160,7 +170,11 @@ impl<'d, 'm> Net<'d, 'm> {
             rules: Rules::new(Features::empty(), info.mtu),
             control: Control::new(Features::empty(), &info),
             posted: [const { heapless::Deque::new() }; MAX_PAIRS],
+            held: [None; _],
             transmitting: Transmitting::NONE,
+            throttle: Throttle::UNLIMITED,
+            parked: 0,
+            busy: false,
             chain: ChainBuffer::new(),
             live: false,
             changed: false,
@@ -175,6 +189,11 @@ impl<'d, 'm> Net<'d, 'm> {
             self.control.ask_to_announce();
             self.changed = true;
         }
+    }
+
+    /// Holds the device to `limits` in a direction.
+    pub fn limit_rate(&mut self, to: Direction, limits: Limits, clock: &impl Clock) {
+        self.throttle.set(to, limits, clock.frequency(), clock.now());
     }
 
     /// Pairs of queues that there are for the driver.
@@ -208,7 +227,8 @@ impl<'d, 'm> Net<'d, 'm> {
         self.port.set_filter(&self.control.filter());
     }
 
-    /// Sends what is available of `pair`, until the queue is empty or the port has no room.
+    /// Sends what is available of `pair`, until the queue is empty, the port has no room, or the limit
+    /// is reached.
     #[inline]
     fn transmit(&mut self, pair: u16, queue: &mut ActiveQueue<'_, 'm>, now: Ticks) {
         let mut kick = false;
@@ -228,6 +248,12 @@ impl<'d, 'm> Net<'d, 'm> {
                 queue.put_back(head);
                 break;
             };
+            if !self.throttle.admit(Direction::Out, now) {
+                // It is no leftover: nobody is to look for it before its time.
+                self.parked |= 1 << pair;
+                queue.park(head);
+                break;
+            }
             match self.port.send(pair, tag, frame, now) {
                 Ok(Sent::Done) => queue.complete(head, 0),
                 Ok(Sent::InFlight) => self.transmitting.insert(tag, InFlight { pair, head }),
@@ -236,6 +262,7 @@ impl<'d, 'm> Net<'d, 'm> {
                     break;
                 }
             }
+            self.throttle.charge(Direction::Out, len as u32);
             self.counters.sent += 1;
             self.counters.sent_bytes += len as u64;
             kick = true;
@@ -294,11 +321,14 @@ impl<'d, 'm> Net<'d, 'm> {
     }
 
     /// Gives the driver what has been received, of all pairs. Whole frames: the port has them whole,
-    /// and no more than were posted.
+    /// and no more than were posted. `limited`: as far as the limit allows.
     #[inline]
-    fn receive(&mut self, context: &mut Context<'_, 'm>) {
+    fn receive(&mut self, limited: bool, context: &mut Context<'_, 'm>) {
+        let now = context.now();
         for pair in 0..self.pairs() {
-            let Some(posted) = self.posted.get_mut(usize::from(pair)) else {
+            let index = usize::from(pair);
+            let (Some(posted), Some(held)) = (self.posted.get_mut(index), self.held.get_mut(index))
+            else {
                 return;
             };
             if posted.is_empty() {
@@ -308,10 +338,21 @@ impl<'d, 'm> Net<'d, 'm> {
                 continue;
             };
             let mut some = false;
+            // What of a frame the driver has been given.
+            let mut given = 0;
             while !posted.is_empty()
-                && let Some(received) = self.port.poll_received(pair)
-                && let Some(head) = posted.pop_front()
+                && let Some(received) = held.take().or_else(|| self.port.poll_received(pair))
             {
+                if limited && given == 0 && !self.throttle.admit(Direction::In, now) {
+                    *held = Some(received);
+                    break;
+                }
+                let Some(head) = posted.pop_front() else { break };
+                given += received.written;
+                if !received.continues {
+                    self.throttle.charge(Direction::In, given.saturating_sub(HEADER as u32));
+                    given = 0;
+                }
                 queue.complete(head, received.written);
                 let counters = &mut self.counters;
                 counters.received += u64::from(!received.continues);
@@ -350,7 +391,7 @@ impl<'d, 'm> Net<'d, 'm> {
                 Some(Change::Reception) => {
                     self.open();
                     // What came the old way is there before the answer is.
-                    self.receive(context);
+                    self.receive(false, context);
                 }
                 Some(Change::Config) => context.config_changed(),
                 None => self.counters.commands_refused += 1,
@@ -382,12 +423,23 @@ impl<'d, 'm> Net<'d, 'm> {
         }
     }
 
+    /// While the limit holds something up: finds out whether there is more to do than that.
+    #[cold]
+    #[inline(never)]
+    fn look_for_leftovers(&mut self, context: &mut Context<'_, 'm>) {
+        self.busy = (0..MAX_QUEUES as u16)
+            .any(|index| context.queue(index).is_some_and(|queue| queue.has_leftover()));
+    }
+
     /// Nothing of what the driver wants is known, nor of what it sent.
     fn forget(&mut self) {
         for posted in &mut self.posted {
             posted.clear();
         }
+        self.held = [None; _];
         self.transmitting = Transmitting::NONE;
+        self.throttle.reset();
+        self.parked = 0;
         self.live = false;
         self.changed = false;
         self.info = sound(self.port.info());
@@ -455,22 +507,31 @@ impl<'m> VirtioDevice<'m> for Net<'_, 'm> {
                     self.transmit(pair, &mut queue, now);
                 }
                 // The driver has left the guest for us: what has come meanwhile goes back with it.
-                self.receive(context);
+                self.receive(true, context);
             }
             Role::Control => self.control(index, context),
             Role::None => (),
+        }
+        if self.throttle.parked().is_some() {
+            self.look_for_leftovers(context);
         }
     }
 
     fn poll(&mut self, context: &mut Context<'_, 'm>) {
         self.look_at_port(context);
         self.finish(context);
+        self.throttle.unpark();
+        let parked = core::mem::take(&mut self.parked);
         for index in 0..MAX_QUEUES as u16 {
-            if context.queue(index).is_some_and(|queue| queue.has_leftover()) {
+            let waits = index & 1 != 0 && parked >> (index / 2) & 1 != 0;
+            if waits || context.queue(index).is_some_and(|queue| queue.has_leftover()) {
                 self.queue_notified(index, context);
             }
         }
-        self.receive(context);
+        self.receive(true, context);
+        if self.throttle.parked().is_some() {
+            self.look_for_leftovers(context);
+        }
     }
 
     fn in_flight(&self) -> usize {
@@ -480,11 +541,42 @@ impl<'m> VirtioDevice<'m> for Net<'_, 'm> {
     fn next_poll(&self) -> NextPoll {
         if self.transmitting.count() != 0 {
             NextPoll::Soon
-        } else if self.live {
-            NextPoll::OnEvent
-        } else {
+        } else if !self.live {
             NextPoll::Idle
+        } else if let Some(time) = self.throttle.parked()
+            && !self.busy
+        {
+            NextPoll::At(time)
+        } else {
+            NextPoll::OnEvent
         }
+    }
+
+    fn adjust(
+        &mut self,
+        change: Adjustment,
+        frequency: Frequency,
+        context: &mut Context<'_, 'm>,
+    ) -> Result<(), NotAdjusted> {
+        match change {
+            Adjustment::Limit(direction, limits) => {
+                self.throttle.set(direction, limits, frequency, context.now());
+                // What waited for the old limit goes by the new one.
+                self.poll(context);
+            }
+            Adjustment::Link(up) => {
+                if !self.port.set_link(up) {
+                    return Err(NotAdjusted::Unsupported);
+                }
+                self.look_at_port(context);
+            }
+            Adjustment::Capacity(_) => return Err(NotAdjusted::Unsupported),
+        }
+        Ok(())
+    }
+
+    fn limits(&self, direction: Direction) -> Limits {
+        self.throttle.limits(direction)
     }
 
     fn reset(&mut self, now: Ticks) -> Progress {
@@ -499,6 +591,9 @@ impl<'m> VirtioDevice<'m> for Net<'_, 'm> {
         match self.role(index) {
             Role::Receive(pair) => {
                 self.port.withdraw(pair);
+                if let Some(held) = self.held.get_mut(usize::from(pair)) {
+                    *held = None;
+                }
                 if let Some(posted) = self.posted.get_mut(usize::from(pair)) {
                     posted.clear();
                 }
@@ -538,7 +633,8 @@ impl<'m> VirtioDevice<'m> for Net<'_, 'm> {
     }
 
     fn put_back_waiting(&mut self, context: &mut Context<'_, 'm>) {
-        self.receive(context);
+        // Whatever the limit: what has come would get lost.
+        self.receive(false, context);
         for (pair, posted) in self.posted.iter_mut().enumerate() {
             let pair = pair as u16;
             let Some(mut queue) = context.queue(2 * pair) else {

@@ -2,6 +2,7 @@
 
 mod commands;
 mod life;
+mod throttle;
 
 use std::collections::VecDeque;
 use std::sync::RwLockWriteGuard;
@@ -65,6 +66,8 @@ struct Manual {
     closing: usize,
     closed: usize,
     changed: bool,
+    /// An operator can take its link up and down.
+    has_link: bool,
 }
 
 #[derive(Clone)]
@@ -86,6 +89,7 @@ impl Port {
             closing: 0,
             closed: 0,
             changed: false,
+            has_link: true,
         }))
     }
 
@@ -198,6 +202,14 @@ impl<'m> NetBackend<'m> for Port {
 
     fn take_change(&mut self) -> bool {
         core::mem::take(&mut self.get().changed)
+    }
+
+    fn set_link(&mut self, up: bool) -> bool {
+        let has_link = self.get().has_link;
+        if has_link {
+            self.change(|info| info.link_up = up);
+        }
+        has_link
     }
 
     fn statistics(&self, visit: &mut dyn FnMut(&'static str, u64)) {
