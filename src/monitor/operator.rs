@@ -61,9 +61,10 @@ pub struct DeviceInfo {
     pub kicks: u64,
     /// Interrupts the guest was sent.
     pub interrupts: u64,
-    /// Requests that were answered.
+    /// Requests that were answered; of a network device, frames of both directions.
     pub requests: u64,
-    /// Of these, those that failed.
+    /// Of these, those that failed; of a network device, frames that were dropped, but for those that
+    /// the driver did not ask for.
     pub errors: u64,
     /// Bytes from the device to the guest.
     pub bytes_in: u64,
@@ -99,15 +100,18 @@ impl DeviceInfo {
         };
         device.statistics(&mut |name, value| {
             let counter = match name {
-                "requests" => &mut info.requests,
-                "errors" => &mut info.errors,
-                "bytes_read" => &mut info.bytes_in,
-                "bytes_written" => &mut info.bytes_out,
+                "requests" | "tx_frames" | "rx_frames" => &mut info.requests,
+                // Its filter does not want what is flooded to all.
+                "dropped: filtered" => return,
+                "errors" | "tx_bad_header" | "tx_bad_length" => &mut info.errors,
+                name if name.starts_with("dropped: ") => &mut info.errors,
+                "bytes_read" | "rx_bytes" => &mut info.bytes_in,
+                "bytes_written" | "tx_bytes" => &mut info.bytes_out,
                 "latency" => &mut info.latency,
                 "latency_max" => &mut info.latency_max,
                 _ => return,
             };
-            *counter = value;
+            *counter = counter.wrapping_add(value);
         });
         info
     }
@@ -268,4 +272,63 @@ pub trait Operator {
     /// # Errors
     /// If that may not be.
     fn quit(&mut self) -> Result<(), ActionError>;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::memory::HostRam;
+    use crate::virtio::testing::guest_memory;
+    use crate::virtio::{Context, VirtioDevice};
+
+    struct Counting(&'static [(&'static str, u64)]);
+
+    impl<'m> VirtioDevice<'m> for Counting {
+        fn device_type(&self) -> DeviceType {
+            DeviceType::NETWORK
+        }
+
+        fn queue_max_sizes(&self) -> &[u16] {
+            &[4]
+        }
+
+        fn queue_notified(&mut self, _index: u16, _context: &mut Context<'_, 'm>) {}
+
+        fn statistics(&self, visit: &mut dyn FnMut(&'static str, u64)) {
+            for &(name, value) in self.0 {
+                visit(name, value);
+            }
+        }
+    }
+
+    fn seen(counters: &'static [(&'static str, u64)]) -> [u64; 4] {
+        let ram = HostRam::new(0x1000);
+        let mut device = Counting(counters);
+        let info = DeviceInfo::of(&MmioTransport::new(&mut device, guest_memory(&ram)));
+        [info.requests, info.errors, info.bytes_in, info.bytes_out]
+    }
+
+    #[test]
+    fn a_disks_counters_are_shown_as_they_are() {
+        let disk = [("requests", 5), ("errors", 1), ("bytes_read", 512), ("bytes_written", 1024)];
+        assert_eq!(seen(Box::leak(Box::new(disk))), [5, 1, 512, 1024]);
+    }
+
+    #[test]
+    fn frames_of_both_directions_and_what_was_dropped_of_them_are_summed_up() {
+        let net = [
+            ("tx_frames", 5),
+            ("tx_bytes", 300),
+            ("tx_bad_header", 1),
+            ("tx_bad_length", 2),
+            ("rx_frames", 7),
+            ("rx_buffers", 9),
+            ("rx_bytes", 420),
+            ("sent frames", 5),
+            ("dropped: source address", 4),
+            ("dropped: filtered", 100),
+            ("dropped: no buffer", 8),
+        ];
+        assert_eq!(seen(Box::leak(Box::new(net))), [12, 15, 420, 300]);
+    }
 }
