@@ -132,6 +132,8 @@ pub struct Block<'d, 'm> {
     queues: u16,
     /// The queue whose leftovers come first in the next poll.
     turn: u16,
+    /// A queue has leftovers that nothing holds up: its batch was over.
+    has_more: bool,
 }
 
 impl<'d, 'm> Block<'d, 'm> {
@@ -154,7 +156,7 @@ impl<'d, 'm> Block<'d, 'm> {
             kick: false,
             counters: Counters::default(),
         };
-        Self { requests, chain: ChainBuffer::new(), queues: 1, turn: 0 }
+        Self { requests, chain: ChainBuffer::new(), queues: 1, turn: 0, has_more: false }
     }
 
     /// Gives the device `queues` queues, but at least 1 and no more than [`MAX_QUEUES`]: one for each
@@ -197,14 +199,15 @@ impl<'d, 'm> Block<'d, 'm> {
                 Outcome::Answered(used) => queue.complete(head, used),
                 Outcome::Busy => {
                     queue.put_back(head);
-                    break;
+                    return;
                 }
                 Outcome::Broken(error) => {
                     queue.fail(error);
-                    break;
+                    return;
                 }
             }
         }
+        self.has_more |= queue.has_leftover();
     }
 
     /// Serves every queue that has leftovers.
@@ -573,6 +576,7 @@ impl<'m> VirtioDevice<'m> for Block<'_, 'm> {
             self.requests.retry_flushes(context, now);
         }
         self.requests.throttle.unpark();
+        self.has_more = false;
         self.serve_leftovers(context, now);
         self.requests.kick();
     }
@@ -580,7 +584,7 @@ impl<'m> VirtioDevice<'m> for Block<'_, 'm> {
     fn next_poll(&self) -> NextPoll {
         match (self.requests.in_flight, self.requests.throttle.parked()) {
             (0, None) => NextPoll::Idle,
-            (0, Some(time)) => NextPoll::At(time),
+            (0, Some(time)) if !self.has_more => NextPoll::At(time),
             _ => NextPoll::Soon,
         }
     }
