@@ -9,10 +9,14 @@ mod throttle;
 use std::sync::RwLockWriteGuard;
 
 use super::*;
-use crate::backend::block::{DiscardLimits, ID_SIZE, SECTOR_SIZE, Topology, WriteZeroesLimits};
+use crate::backend::block::{
+    BlockInfo, BlockOp, BlockRequest, BlockStatus, DiscardLimits, ID_SIZE, SubmitError, Tag,
+    Topology, WriteZeroesLimits,
+};
 use crate::backend::ram::{CompletionOrder, RamDisk};
 use crate::memory::{HostRam, Pa};
 use crate::sync::testing::Shared;
+use crate::virtio::queue::QueueError;
 use crate::virtio::testing::{BUFFERS, Driver, NOW, RAM, RAM_SIZE, Registers, guest_memory};
 use crate::virtio::{MmioTransport, Width, WriteOutcome};
 

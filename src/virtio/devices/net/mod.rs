@@ -3,7 +3,8 @@
 //! - `wire`: the structures and numbers of section 5.1.
 //! - `transmit`: what the header of a frame to be sent says, judged completely before any effect.
 //! - `control`: what the driver asks for on the control queue.
-//! - this file: frames on their way to the port, and from it.
+//! - `frames`: frames on their way to the port, and from it; `in_flight`: those that hardware reads.
+//! - this file: the device as its driver sees it.
 //!
 //! Frames are not touched here. Those to be sent go to the port as the segments they are in; buffers
 //! to receive into are posted to the port, which fills them from any core, and are given to the
@@ -16,18 +17,22 @@
 //! there can be: the first, unless VIRTIO_NET_F_MQ was accepted.
 
 mod control;
+mod frames;
+mod in_flight;
 mod transmit;
 mod wire;
 
 use crate::backend::clock::{Clock, Frequency, Ticks};
 use crate::backend::net::{Frame, MAX_PAIRS, NetBackend, NetInfo, Received, SendTag, Sent};
-use crate::virtio::device::{ActivateError, ActiveQueue, Context, DeviceType, NextPoll, Progress};
+use crate::virtio::device::{ActivateError, Context, DeviceType, NextPoll, Progress};
 use crate::virtio::limiter::{Limits, Throttle};
 use crate::virtio::queue::{Chain, ChainBuffer, Head, QueueError};
 use crate::virtio::state::{StateError, StateReader, StateWriter};
 use crate::virtio::{Adjustment, Direction, Features, NotAdjusted, VirtioDevice};
 use control::{Change, Command, Control};
-use transmit::{Refusal, Rules};
+pub use in_flight::IN_FLIGHT;
+use in_flight::Transmitting;
+use transmit::Rules;
 use wire::{Ack, HEADER};
 pub use wire::{
     CSUM, CTRL_GUEST_OFFLOADS, CTRL_MAC_ADDR, CTRL_RX, CTRL_RX_EXTRA, CTRL_VLAN, CTRL_VQ,
@@ -37,9 +42,6 @@ pub use wire::{
 
 /// Largest size of every queue.
 pub const QUEUE_SIZE: u16 = 256;
-
-/// Frames that can be in flight to hardware. More wait in the ring.
-pub const IN_FLIGHT: u16 = u64::BITS as u16;
 
 /// Receive and transmit queues, and the control queue.
 const MAX_QUEUES: usize = 2 * MAX_PAIRS + 1;
@@ -52,71 +54,6 @@ enum Role {
     Control,
     /// Nobody's, without VIRTIO_NET_F_MQ.
     None,
-}
-
-/// What is kept of a frame that hardware reads.
-#[derive(Clone, Copy)]
-struct InFlight {
-    pair: u16,
-    head: Head,
-}
-
-/// The frames that hardware reads, by tag.
-struct Transmitting {
-    slots: [Option<InFlight>; IN_FLIGHT as usize],
-    /// A bit for each slot that is free.
-    free: u64,
-    /// A bit for each slot whose frame has gone while its chain could not be completed.
-    gone: u64,
-}
-
-impl Transmitting {
-    const NONE: Transmitting = Transmitting { slots: [None; _], free: u64::MAX, gone: 0 };
-
-    /// How many there are.
-    #[inline]
-    fn count(&self) -> u32 {
-        self.free.count_zeros()
-    }
-
-    /// The tag of a slot that is free: the lowest.
-    #[inline]
-    fn vacant(&self) -> Option<SendTag> {
-        (self.free != 0).then(|| SendTag(self.free.trailing_zeros() as u16))
-    }
-
-    /// Fills the lowest slot that is free.
-    #[inline]
-    fn insert(&mut self, tag: SendTag, frame: InFlight) {
-        if let Some(slot) = self.slots.get_mut(usize::from(tag.0)) {
-            *slot = Some(frame);
-            self.free &= self.free - 1;
-        }
-    }
-
-    /// Empties a slot.
-    #[inline]
-    fn remove(&mut self, tag: SendTag) -> Option<InFlight> {
-        let frame = self.slots.get_mut(usize::from(tag.0))?.take()?;
-        let bit = 1 << tag.0;
-        self.free |= bit;
-        self.gone &= !bit;
-        Some(frame)
-    }
-
-    /// A frame has gone. If it is one of `pair`, it is forgotten; others wait to be completed.
-    fn note(&mut self, tag: SendTag, pair: u16) {
-        match self.slots.get(usize::from(tag.0)) {
-            Some(Some(frame)) if frame.pair != pair => self.gone |= 1 << tag.0,
-            Some(Some(_)) => _ = self.remove(tag),
-            _ => (),
-        }
-    }
-
-    /// Whether one of `pair` is left.
-    fn has(&self, pair: u16) -> bool {
-        self.slots.iter().flatten().any(|frame| frame.pair == pair)
-    }
 }
 
 /// What [`VirtioDevice::statistics`] tells, besides the port's own.
@@ -225,145 +162,6 @@ impl<'d, 'm> Net<'d, 'm> {
     fn open(&mut self) {
         self.port.open(self.control.reception());
         self.port.set_filter(&self.control.filter());
-    }
-
-    /// Sends what is available of `pair`, until the queue is empty, the port has no room, or the limit
-    /// is reached.
-    #[inline]
-    fn transmit(&mut self, pair: u16, queue: &mut ActiveQueue<'_, 'm>, now: Ticks) {
-        let mut kick = false;
-        while let Some(Chain { head, mut readable, .. }) = queue.pop(&mut self.chain) {
-            let info = match self.rules.judge(&mut readable) {
-                Ok(info) => info,
-                Err(refusal) => {
-                    self.counters.bad_header += u64::from(refusal == Refusal::Header);
-                    self.counters.bad_length += u64::from(refusal == Refusal::Length);
-                    queue.complete(head, 0);
-                    continue;
-                }
-            };
-            let len = readable.remaining();
-            let frame = Frame { info, segments: readable.into_segments(), len };
-            let Some(tag) = self.transmitting.vacant() else {
-                queue.put_back(head);
-                break;
-            };
-            if !self.throttle.admit(Direction::Out, now) {
-                // It is no leftover: nobody is to look for it before its time.
-                self.parked |= 1 << pair;
-                queue.park(head);
-                break;
-            }
-            match self.port.send(pair, tag, frame, now) {
-                Ok(Sent::Done) => queue.complete(head, 0),
-                Ok(Sent::InFlight) => self.transmitting.insert(tag, InFlight { pair, head }),
-                Err(_) => {
-                    queue.put_back(head);
-                    break;
-                }
-            }
-            self.throttle.charge(Direction::Out, len as u32);
-            self.counters.sent += 1;
-            self.counters.sent_bytes += len as u64;
-            kick = true;
-        }
-        if kick {
-            self.port.kick();
-        }
-    }
-
-    /// Completes frames that hardware does not read any more.
-    #[inline]
-    fn finish(&mut self, context: &mut Context<'_, 'm>) {
-        let now = context.now();
-        // As many as can be in flight: hardware that is done at once cannot hold us here.
-        for _ in 0..self.transmitting.count() {
-            let gone = self.transmitting.gone;
-            let tag = if gone != 0 {
-                SendTag(gone.trailing_zeros() as u16)
-            } else if let Some(tag) = self.port.poll_sent(now) {
-                tag
-            } else {
-                break;
-            };
-            if let Some(frame) = self.transmitting.remove(tag)
-                && let Some(mut queue) = context.queue(2 * frame.pair + 1)
-            {
-                queue.complete(frame.head, 0);
-            }
-        }
-    }
-
-    /// Posts what buffers of `pair` are available, until the queue is empty or the port has enough.
-    #[inline]
-    fn post(&mut self, pair: u16, queue: &mut ActiveQueue<'_, 'm>) {
-        let Some(posted) = self.posted.get_mut(usize::from(pair)) else {
-            return;
-        };
-        while !posted.is_full() {
-            let Some(Chain { head, writable, .. }) = queue.pop(&mut self.chain) else {
-                return;
-            };
-            if writable.remaining() < HEADER {
-                queue.fail(QueueError::NoRoomForStatus);
-                return;
-            }
-            match self.port.post(pair, writable.into_segments()) {
-                // There is room, as was just seen.
-                Ok(()) => _ = posted.push_back(head),
-                Err(_) => {
-                    // There will be room when something is received, which the port tells.
-                    queue.park(head);
-                    return;
-                }
-            }
-        }
-    }
-
-    /// Gives the driver what has been received, of all pairs. Whole frames: the port has them whole,
-    /// and no more than were posted. `limited`: as far as the limit allows.
-    #[inline]
-    fn receive(&mut self, limited: bool, context: &mut Context<'_, 'm>) {
-        let now = context.now();
-        for pair in 0..self.pairs() {
-            let index = usize::from(pair);
-            let (Some(posted), Some(held)) = (self.posted.get_mut(index), self.held.get_mut(index))
-            else {
-                return;
-            };
-            if posted.is_empty() {
-                continue;
-            }
-            let Some(mut queue) = context.queue(2 * pair) else {
-                continue;
-            };
-            let mut some = false;
-            // What of a frame the driver has been given.
-            let mut given = 0;
-            while !posted.is_empty()
-                && let Some(received) = held.take().or_else(|| self.port.poll_received(pair))
-            {
-                if limited && given == 0 && !self.throttle.admit(Direction::In, now) {
-                    *held = Some(received);
-                    break;
-                }
-                let Some(head) = posted.pop_front() else { break };
-                given += received.written;
-                if !received.continues {
-                    self.throttle.charge(Direction::In, given.saturating_sub(HEADER as u32));
-                    given = 0;
-                }
-                queue.complete(head, received.written);
-                let counters = &mut self.counters;
-                counters.received += u64::from(!received.continues);
-                counters.received_buffers += 1;
-                counters.received_bytes += u64::from(received.written);
-                some = true;
-            }
-            if some {
-                self.post(pair, &mut queue);
-            }
-        }
     }
 
     /// Carries out what is on the control queue.
