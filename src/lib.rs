@@ -65,8 +65,8 @@
 //!    call, its crash, its watchdog. The home core, that of vCPU 0, is nudged, and its seat calls [`vm::lifecycle::Manager::step`].
 //! 2. Down: no vCPU may run any more, each leaves its core ([`vm::vcpus::VcpuTable::is_at_rest`]); the devices
 //!    let go of the RAM and the interrupt controller is reset ([`vm::Vm::reset`]).
-//! 3. Up: RAM zeroed piece by piece (`arch::cache::scrub`); kernel, ramdisk and tree placed
-//!    ([`vm::loader::load`], [`vm::Vm::describe`]); vCPU 0 turned on
+//! 3. Up: RAM zeroed piece by piece (`arch::cache::scrub`); kernel and ramdisk copied likewise
+//!    ([`vm::loader::copy`]); the tree placed ([`vm::loader::finish`], [`vm::Vm::describe`]); vCPU 0 turned on
 //!    ([`vm::vcpus::VcpuTable::turn_on`]), as PSCI's CPU_ON does for the others.
 //! 4. The core of a vCPU that was turned on finds it (`Seat::wake`), gives it its reset state
 //!    (`arch::context::El1Context::reset`) and, when it is its turn ([`vm::run_queue::RunQueue::pick`]), puts

@@ -50,7 +50,14 @@ pub trait Starter<H> {
     /// Zeroes RAM of the machine, for a guest whose caches are off.
     fn scrub(&mut self, memory: SharedSlice<'_>);
 
-    /// Loads kernel, ramdisk and device tree.
+    /// Copies what comes next of kernel and ramdisk, of which `done` bytes are in its RAM, which is
+    /// little; how many bytes it was, 0 if all are there.
+    ///
+    /// # Errors
+    /// If it cannot.
+    fn copy(&mut self, vm: &Vm<'_>, done: usize) -> Result<usize, LoadError>;
+
+    /// Makes the device tree, the last of what is loaded.
     ///
     /// # Errors
     /// If it cannot.
@@ -77,6 +84,7 @@ enum Phase {
     Stopping,
     Waiting { until: Ticks },
     Scrubbing { region: usize, offset: usize },
+    Copying { done: usize },
 }
 
 /// Whether a machine that is paused stands still.
@@ -112,7 +120,7 @@ impl Manager {
 
     /// Whether it is about something that only [`Self::step`] takes further, time apart.
     pub fn is_active(&self) -> bool {
-        matches!(self.phase, Phase::Stopping | Phase::Scrubbing { .. })
+        matches!(self.phase, Phase::Stopping | Phase::Scrubbing { .. } | Phase::Copying { .. })
             || self.pause == Pause::Leaving
     }
 
@@ -134,7 +142,8 @@ impl Manager {
             Phase::Stopping => self.stop(vm, host, starter),
             Phase::Waiting { until } if host.now() < until => Step::At(until),
             Phase::Waiting { .. } => self.start(vm, host, starter),
-            Phase::Scrubbing { region, offset } => self.scrub(vm, host, starter, region, offset),
+            Phase::Scrubbing { region, offset } => self.scrub(vm, starter, region, offset),
+            Phase::Copying { done } => self.copy(vm, host, starter, done),
         }
     }
 
@@ -274,13 +283,13 @@ impl Manager {
     fn scrub<H: Host>(
         &mut self,
         vm: &Vm<'_>,
-        host: &mut H,
         starter: &mut impl Starter<H>,
         region: usize,
         offset: usize,
     ) -> Step {
         let Some((_, memory)) = vm.memory.regions().get(region) else {
-            return self.load(vm, host, starter);
+            self.phase = Phase::Copying { done: 0 };
+            return Step::Again;
         };
         let len = SCRUB.min(memory.len() - offset.min(memory.len()));
         self.phase = match memory.subslice(offset, len) {
@@ -290,6 +299,21 @@ impl Manager {
             }
             _ => Phase::Scrubbing { region: region + 1, offset: 0 },
         };
+        Step::Again
+    }
+
+    fn copy<H: Host>(
+        &mut self,
+        vm: &Vm<'_>,
+        host: &mut H,
+        starter: &mut impl Starter<H>,
+        done: usize,
+    ) -> Step {
+        match starter.copy(vm, done) {
+            Ok(0) => return self.load(vm, host, starter),
+            Ok(bytes) => self.phase = Phase::Copying { done: done.saturating_add(bytes) },
+            Err(error) => return self.refuse(vm, host, starter, error),
+        }
         Step::Again
     }
 

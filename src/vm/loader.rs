@@ -10,6 +10,8 @@ use crate::memory::{GuestMemory, Ipa, SharedSlice};
 const ALIGN: u64 = 0x20_0000;
 /// Where the ramdisk goes at the latest, from the start of RAM: as QEMU has it.
 const RAMDISK_OFFSET: u64 = 0x800_0000;
+/// Bytes that [`copy`] copies at most: a bound on what a neighbour on the same core waits.
+pub const COPY: usize = 0x10_0000;
 
 /// What a VM starts from. The modules stay where the board's loader put them, so that a VM can be
 /// started again.
@@ -136,43 +138,58 @@ pub fn plan(
     Placement::plan(ram, region.len() as u64, kernel, ramdisk_len, fdt_room as u64)
 }
 
-/// Copies the modules into the first region of `memory`, and has `write_fdt` make the device tree
-/// for them in `scratch`. The RAM has been zeroed. `loaded` is called for each range that was
-/// written, to make it visible to a guest whose caches are off.
+/// Copies what comes next of the modules into the first region of `memory`, when `done` bytes of the
+/// kernel and the ramdisk, in this order, are there: at most [`COPY`] bytes, so that who shares the
+/// core need not wait for all. How many it was; 0 if all are there. The RAM has been zeroed. `loaded`
+/// is called for the range that was written, to make it visible to a guest whose caches are off.
 ///
 /// # Errors
 /// [`LoadError`]; the VM must not be started.
-pub fn load(
+pub fn copy(
+    modules: &Modules<'_>,
+    memory: &GuestMemory<'_>,
+    fdt_room: usize,
+    done: usize,
+    loaded: impl FnOnce(SharedSlice<'_>),
+) -> Result<usize, LoadError> {
+    let placement = plan(modules, memory, fdt_room)?;
+    let behind_kernel = done.checked_sub(modules.kernel.len());
+    let (file, at, offset) = match (behind_kernel, placement.ramdisk, modules.ramdisk) {
+        (None, ..) => (modules.kernel, placement.kernel, done),
+        (Some(offset), Some((at, _)), Some(ramdisk)) => (ramdisk, at, offset),
+        _ => return Ok(0),
+    };
+    let len = file.len().saturating_sub(offset).min(COPY);
+    if len != 0 {
+        // There is RAM for all of it, by the plan.
+        let from = file.subslice(offset, len).ok_or(LoadError::NoRam)?;
+        let to = memory.slice(at, file.len()).ok().and_then(|to| to.subslice(offset, len));
+        let to = to.ok_or(LoadError::NoRam)?;
+        to.copy_from(&from).ok_or(LoadError::NoRam)?;
+        loaded(to);
+    }
+    Ok(len)
+}
+
+/// Has `write_fdt` make the device tree in `scratch` when all of the modules are [there](copy), and puts
+/// it behind them. `loaded` is called for the range that was written, as by [`copy`].
+///
+/// # Errors
+/// [`LoadError`]; the VM must not be started.
+pub fn finish(
     modules: &Modules<'_>,
     memory: &GuestMemory<'_>,
     scratch: &mut [u8],
     write_fdt: impl FnOnce(&Placement, &mut [u8]) -> Result<usize, WriteError>,
-    mut loaded: impl FnMut(SharedSlice<'_>),
+    loaded: impl FnOnce(SharedSlice<'_>),
 ) -> Result<Placement, LoadError> {
     let placement = plan(modules, memory, scratch.len())?;
-    put(modules.kernel, memory, placement.kernel, &mut loaded)?;
-    if let (Some((at, _)), Some(ramdisk)) = (placement.ramdisk, modules.ramdisk) {
-        put(ramdisk, memory, at, &mut loaded)?;
-    }
     let len = write_fdt(&placement, scratch).map_err(LoadError::DeviceTree)?;
     let tree = scratch.get(..len).ok_or(LoadError::DeviceTree(WriteError::Full))?;
     let to = memory.slice(placement.fdt, len).map_err(|_| LoadError::NoRam)?;
     to.write_bytes(0, tree).ok_or(LoadError::NoRam)?;
     loaded(to);
     Ok(placement)
-}
-
-/// Copies `file` to `at`, where there is RAM for it by the plan.
-fn put(
-    file: SharedSlice<'_>,
-    memory: &GuestMemory<'_>,
-    at: Ipa,
-    loaded: &mut impl FnMut(SharedSlice<'_>),
-) -> Result<(), LoadError> {
-    let to = memory.slice(at, file.len()).map_err(|_| LoadError::NoRam)?;
-    to.copy_from(&file).ok_or(LoadError::NoRam)?;
-    loaded(to);
-    Ok(())
 }
 
 #[cfg(test)]

@@ -31,11 +31,16 @@ impl Starter<Core> for Plan {
         cache::scrub(memory);
     }
 
+    fn copy(&mut self, vm: &Vm<'_>, done: usize) -> Result<usize, LoadError> {
+        let (modules, room) = (&self.modules, self.scratch.len());
+        loader::copy(modules, &vm.memory, room, done, cache::clean_invalidate)
+    }
+
     fn load(&mut self, vm: &Vm<'_>) -> Result<Placement, LoadError> {
         // Its devices were reset, and none has anything in flight.
         self.reverts.iter().for_each(|revert| revert.ask());
         let bootargs = self.modules.bootargs;
-        let placement = loader::load(
+        let placement = loader::finish(
             &self.modules,
             &vm.memory,
             self.scratch,

@@ -8,11 +8,15 @@ use crate::vm::layout;
 
 const SECOND: u64 = HERTZ;
 
+/// Bytes of kernel and ramdisk.
+const MODULES: usize = 2500;
+
 /// Counts what it is asked to do.
 #[derive(Default)]
 struct Board {
     refuses: bool,
     scrubbed: usize,
+    copied: usize,
     loads: u32,
     ends: u32,
 }
@@ -24,6 +28,13 @@ impl Starter<FakeHost> for Board {
     fn scrub(&mut self, memory: SharedSlice<'_>) {
         memory.fill(0, memory.len(), 0).unwrap();
         self.scrubbed += memory.len();
+    }
+    fn copy(&mut self, vm: &Vm<'_>, done: usize) -> Result<usize, LoadError> {
+        assert!(done == 0 || done == self.copied);
+        assert_eq!(self.scrubbed % vm.memory.regions()[0].1.len(), 0, "what it copies is zeroed");
+        let step = (MODULES - done).min(1000);
+        self.copied = done + step;
+        Ok(step)
     }
     fn load(&mut self, vm: &Vm<'_>) -> Result<Placement, LoadError> {
         self.loads += 1;
@@ -113,11 +124,27 @@ fn a_machine_is_zeroed_loaded_and_its_boot_vcpu_turned_on() {
     assert_eq!(home.ask(Request::Start), Step::Settled);
     assert_eq!(home.state(), State::Running);
     assert_eq!(home.board.scrubbed, home.machine.vm.memory.regions()[0].1.len());
+    assert_eq!(home.board.copied, MODULES);
     assert_eq!((home.board.loads, home.machine.vm.life.starts()), (1, 1));
     home.run();
     assert_eq!(home.refused(Request::Start), State::Running);
     assert_eq!(home.settle(), Step::Settled);
     assert_eq!(home.board.loads, 1, "it runs already");
+}
+
+#[test]
+fn a_machine_that_is_stopped_while_it_is_copied_begins_anew_when_it_is_started() {
+    let mut home = Home::new(OnCrash::Stop);
+    let life = &home.machine.vm.life;
+    life.ask(Request::Start).unwrap();
+    while home.board.copied == 0 {
+        assert_eq!(home.step(), Step::Again);
+    }
+    assert!(home.board.copied < MODULES && home.manager.is_active());
+    assert_eq!(home.ask(Request::Stop), Step::Settled);
+    assert_eq!((home.state(), home.board.loads), (State::Off, 0));
+    home.ask(Request::Start);
+    assert_eq!((home.state(), home.board.loads, home.board.copied), (State::Running, 1, MODULES));
 }
 
 #[test]

@@ -2,9 +2,9 @@
 
 use std::sync::OnceLock;
 
-use sparkler::memory::{GuestMemory, HostRam, Ipa, Pa};
+use sparkler::memory::{GuestMemory, HostRam, Ipa, Pa, SharedSlice};
 use sparkler::vm::image::{ImageError, KernelImage};
-use sparkler::vm::loader::{LoadError, Modules, load};
+use sparkler::vm::loader::{COPY, LoadError, Modules, copy, finish};
 
 use crate::input::Input;
 
@@ -42,13 +42,26 @@ pub fn kernel_image(data: &[u8]) {
         bootargs: "",
     };
     let mut written = vec![];
+    let mut loaded = |range: SharedSlice<'_>| written.push((range.pa().raw(), range.len() as u64));
     let write_fdt = |_: &_, scratch: &mut [u8]| {
         scratch.copy_from_slice(&FDT);
         Ok(FDT.len())
     };
-    let result = load(&modules, &memory, &mut [0; FDT.len()], write_fdt, |range| {
-        written.push((range.pa().raw(), range.len() as u64));
-    });
+    let total = file.len() + modules.ramdisk.map_or(0, |ramdisk| ramdisk.len());
+    let mut done = 0;
+    let result = loop {
+        match copy(&modules, &memory, FDT.len(), done, &mut loaded) {
+            Ok(0) => {
+                assert_eq!(done, total);
+                break finish(&modules, &memory, &mut [0; FDT.len()], write_fdt, &mut loaded);
+            }
+            Ok(bytes) => {
+                done += bytes;
+                assert!(bytes <= COPY && done <= total);
+            }
+            Err(error) => break Err(error),
+        }
+    };
     if let Err(error) = result {
         assert!(!error.to_string().is_empty());
     }
