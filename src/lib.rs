@@ -111,8 +111,8 @@
 //! 5. At a poll point - after an exit, on the device's interrupt, on EL2's tick - [`vm::Vm::poll`]
 //!    collects what is finished ([`poll`](backend::block::BlockBackend::poll)),
 //!    [`virtio::device::ActiveQueue::complete`]s it, and the transport publishes the used ring.
-//!    What outlives its time-out ends as an error after the device was reset. Of a disk that
-//!    several machines share, whichever core looks collects for all
+//!    What outlives its time-out ends as an error after the device was reset, which is given the rest
+//!    again. Of a disk that several machines share, whichever core looks collects for all
 //!    ([`backend::shared_disk`]), and wakes the cores of the others.
 //! 6. If the driver wants to hear of it (EVENT_IDX, NO_INTERRUPT):
 //!    [`virtio::MmioTransport::take_interrupt`], then [`gic::Vgic::pulse`].
@@ -140,7 +140,7 @@
 //! - The guest's: a register written wrongly has the specification's answer, a bad chain
 //!   DEVICE_NEEDS_RESET, an address of nothing an external abort. None reaches a panic, and what is
 //!   logged of them is bounded ([`vm::Vm::warn`]).
-//! - The board's: a disk that does not answer fails its requests with IOERR; an SError while the
+//! - The board's: a disk that does not answer a request fails it with IOERR; an SError while the
 //!   guest runs stops it with a dump.
 //! - EL2's own: `arch::fault::on_fatal` and the image's panic handler say where, and reset the
 //!   board.

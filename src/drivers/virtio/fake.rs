@@ -70,6 +70,8 @@ pub(super) struct State {
     pub(super) register_reads: u32,
     pub(super) requests: Vec<Request>,
     pub(super) disk: Vec<u8>,
+    /// What the disk held at the last flush.
+    pub(super) durable: Vec<u8>,
     /// Status bytes written instead of the honest ones.
     pub(super) status_byte: Option<u8>,
     /// Requests are served at the doorbell; otherwise when the test says so.
@@ -133,6 +135,7 @@ impl<'m> FakeDisk<'m> {
             register_reads: 0,
             requests: Vec::new(),
             disk: contents(0, SECTORS),
+            durable: Vec::new(),
             status_byte: None,
             prompt: true,
             dead: false,
@@ -277,6 +280,12 @@ impl<'m> FakeDisk<'m> {
     /// Does the `n`th request it has, writes its status, and says that it is done.
     pub(super) fn complete(&self, n: usize) {
         let request = self.set().requests.remove(n);
+        self.perform(&request);
+        self.push_used(u32::from(request.head), 1);
+    }
+
+    /// Does a request and writes its status, but does not say that it is done.
+    pub(super) fn perform(&self, request: &Request) {
         let mut at = request.sector as usize * 512;
         for (address, bytes) in &request.data {
             let memory = self.ram.at(*address, *bytes as usize);
@@ -286,15 +295,18 @@ impl<'m> FakeDisk<'m> {
                 0 => fill(memory, &self.get().disk[range]),
                 1 => self.set().disk[range].copy_from_slice(&dump(memory)),
                 8 => fill(memory, IDENTITY),
-                11 | 13 => self.zero(&request, memory),
+                11 | 13 => self.zero(request, memory),
                 _ => {}
             }
             at += *bytes as usize;
         }
+        if request.kind == 4 {
+            let state = &mut *self.set();
+            state.durable.clone_from(&state.disk);
+        }
         let known = matches!(request.kind, 0 | 1 | 4 | 8 | 11 | 13);
         let byte = self.get().status_byte.unwrap_or(if known { 0 } else { 2 });
         self.ram.at(request.status, 1).store_u8(0, byte).unwrap();
-        self.push_used(u32::from(request.head), 1);
     }
 
     /// Zeroes what the range in `memory` says: both a discard and write zeroes do that here.

@@ -139,6 +139,16 @@ impl<'m> SplitQueue<'m> {
         Some(queue)
     }
 
+    /// Empties it: the device has been reset. Descriptors stay as they are.
+    pub fn restart(&mut self) {
+        for ring in [&self.available, &self.used] {
+            ring.fill(0, ring.len(), 0);
+        }
+        (self.next_available, self.published) = (0, 0);
+        (self.last_used, self.seen_used) = (0, 0);
+        self.set_interrupts(self.interrupts);
+    }
+
     /// Where it lies, for the transport.
     pub fn addresses(&self) -> QueueAddresses {
         QueueAddresses {
@@ -174,6 +184,11 @@ impl<'m> SplitQueue<'m> {
         let entry = usize::from(self.next_available & (self.size - 1));
         self.available.store_u16(ENTRIES + entry * 2, head);
         self.next_available = self.next_available.wrapping_add(1);
+    }
+
+    /// Takes back what was offered and the device has not been shown.
+    pub fn retract(&mut self) {
+        self.next_available = self.published;
     }
 
     /// Shows the device what was offered. Whether it wants to be notified of it.

@@ -7,6 +7,8 @@ mod layout;
 #[cfg(test)]
 mod model_tests;
 #[cfg(test)]
+mod restart_tests;
+#[cfg(test)]
 mod tests;
 
 use embedded_hal::delay::DelayNs;
@@ -50,13 +52,18 @@ const ANSWER_STEP_US: u32 = 10;
 /// Looks for the answer to the first request: 1 s in all.
 const ANSWER_STEPS: u32 = 100_000;
 
+/// Times that a request is given to the device again which has been reset for another's sake, or for
+/// its own lies.
+const MAX_RESTARTS: u8 = 2;
+
 /// Whether requests can be made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
     /// They can.
     Working,
-    /// The device is being reset; given up at `deadline`.
-    Resetting { deadline: Ticks },
+    /// The device is being reset; given up at `deadline`. Requests in slots of `doomed` do not outlive
+    /// it.
+    Resetting { deadline: Ticks, doomed: u64 },
     /// Given up.
     Failed,
 }
@@ -65,6 +72,8 @@ enum State {
 #[derive(Clone, Copy)]
 struct Slot {
     tag: Tag,
+    /// Times that it was given to the device again.
+    restarts: u8,
     deadline: Ticks,
 }
 
@@ -72,11 +81,23 @@ struct Slot {
 ///
 /// # When the device misbehaves
 /// A request not answered in time, or an answer to what was never asked, gets the device reset.
-/// Only when the reset is complete, and so nothing can touch the requests' memory any more, do all
-/// of them end with [`BlockStatus::IoError`]; the device is then brought up again. A device that
-/// does not complete its reset within another time-out, or cannot be brought up, has failed for
-/// good. In the first of these cases its requests end too, since somebody waits for them, but
-/// [`dma_stopped`](Self::dma_stopped) turns false: their memory must not get another owner.
+/// Only when the reset is complete, and so nothing can touch the requests' memory any more, do those
+/// that took too long end with [`BlockStatus::IoError`]. The device is then brought up and given the
+/// others again, with their time anew; one that has seen this [twice](MAX_RESTARTS) before ends too.
+///
+/// A device that does not complete its reset within another time-out, or cannot be brought up, has
+/// failed for good, and all its requests with it. In the first of these cases they end since somebody
+/// waits for them, but [`dma_stopped`](Self::dma_stopped) turns false: their memory must not get
+/// another owner.
+///
+/// # Why requests can be given again
+/// Each does the same if it is done twice, wholly or in part, as long as nobody has been told that it has
+/// ended: until then its memory is as it was, and no other request was ordered after it (virtio 5.2.6
+/// orders requests by their ends alone). What has ended, well or badly, is never given
+/// again, and nothing of it is left at a device that has been reset: so a write that comes after
+/// it stays. A flush covers the writes that had ended before it came, whosesoever they were. The device had done them, and
+/// keeps them: a reset forgets queues and features, not what is in the disk's cache. Done later, a flush
+/// covers them still. One that had ended covers nothing that is done again.
 ///
 /// # Flush
 /// A device without VIRTIO_BLK_F_FLUSH writes through (virtio 5.2.6.2): there
@@ -141,7 +162,10 @@ impl<'m, R: Registers + Send> VirtioBlk<'m, R> {
         let max = transport.queue_num_max(QUEUE).map_err(fail)?;
         let indirect = features & RingFeatures::INDIRECT_DESC.bits() != 0;
         let geometry = Geometry::new(max, indirect, config.segments).map_err(fail)?;
-        let queue = new_queue(&layout, geometry, features, false).map_err(fail)?;
+        let event_index = features & RingFeatures::EVENT_IDX.bits() != 0;
+        let queue = SplitQueue::new(layout.queue, geometry.ring, event_index, false)
+            .ok_or(InitError::DmaMemory)
+            .map_err(fail)?;
         let mut info = BlockInfo {
             block_size: config.block_size,
             read_only: block_features.contains(BlockFeatures::RO),
@@ -166,7 +190,7 @@ impl<'m, R: Registers + Send> VirtioBlk<'m, R> {
             state: State::Working,
             geometry,
             segment_bytes: u64::from(config.segment_bytes),
-            slots: [Slot { tag: Tag(0), deadline: Ticks(0) }; MAX_SLOTS as usize],
+            slots: [Slot { tag: Tag(0), restarts: 0, deadline: Ticks(0) }; MAX_SLOTS as usize],
             transport,
             info,
             features,
@@ -279,7 +303,7 @@ impl<'m, R: Registers + Send> VirtioBlk<'m, R> {
         self.write_chain(index, kind, sector, direction, segments)
             .ok_or(SubmitError::Unsupported)?;
         let slot = self.slots.get_mut(usize::from(index)).ok_or(SubmitError::Busy)?;
-        *slot = Slot { tag, deadline };
+        *slot = Slot { tag, restarts: 0, deadline };
         if self.at_device | self.unpublished == 0 {
             self.next_deadline = deadline;
         }
@@ -489,18 +513,35 @@ impl<'m, R: Registers + Send> VirtioBlk<'m, R> {
         self.resets = self.resets.saturating_add(1);
         self.at_device |= self.unpublished;
         self.unpublished = 0;
+        self.queue.retract();
+        // Judged now: how long the reset takes is no request's fault.
+        let mut doomed = 0;
+        for (index, slot) in self.slots.iter_mut().enumerate() {
+            if now >= slot.deadline || slot.restarts >= MAX_RESTARTS {
+                doomed |= 1 << index;
+            }
+        }
         self.transport.begin_reset();
         let deadline = now.after(self.timeout);
-        self.state = State::Resetting { deadline };
-        self.go_on_resetting(now, deadline)
+        self.state = State::Resetting { deadline, doomed };
+        self.go_on_resetting(now, deadline, doomed)
     }
 
     /// Looks once whether the reset is complete, and goes on with whatever follows.
     #[inline(never)]
-    fn go_on_resetting(&mut self, now: Ticks, deadline: Ticks) -> Option<(Tag, BlockStatus)> {
+    fn go_on_resetting(
+        &mut self,
+        now: Ticks,
+        deadline: Ticks,
+        doomed: u64,
+    ) -> Option<(Tag, BlockStatus)> {
+        let mut ended = u64::MAX;
         if self.transport.is_reset() {
             self.state = match self.bring_up_again() {
-                Ok(()) => State::Working,
+                Ok(()) => {
+                    ended = doomed;
+                    State::Working
+                }
                 Err(error) => {
                     log::error!("virtio-blk: the device does not come back: {error}");
                     self.transport.fail();
@@ -514,8 +555,11 @@ impl<'m, R: Registers + Send> VirtioBlk<'m, R> {
         } else {
             return None;
         }
-        self.ended_badly |= self.at_device;
-        self.at_device = 0;
+        self.ended_badly |= self.at_device & ended;
+        self.at_device &= !ended;
+        if self.state == State::Working {
+            self.restart(now);
+        }
         self.take_ended()
     }
 
@@ -528,24 +572,28 @@ impl<'m, R: Registers + Send> VirtioBlk<'m, R> {
         if self.transport.queue_num_max(QUEUE)? < u32::from(self.geometry.ring) {
             return Err(InitError::QueueTooSmall);
         }
-        self.queue = new_queue(&self.layout, self.geometry, self.features, self.interrupts)?;
+        self.queue.restart();
         self.transport.set_queue(QUEUE, self.geometry.ring, &self.queue.addresses());
-        self.prepare_slots().ok_or(InitError::DmaMemory)?;
         self.transport.start();
         Ok(())
     }
-}
 
-/// An empty ring in its place.
-fn new_queue<'m>(
-    layout: &Layout<'m>,
-    geometry: Geometry,
-    features: u64,
-    interrupts: bool,
-) -> Result<SplitQueue<'m>, InitError> {
-    let event_index = features & RingFeatures::EVENT_IDX.bits() != 0;
-    SplitQueue::new(layout.queue, geometry.ring, event_index, interrupts)
-        .ok_or(InitError::DmaMemory)
+    /// Gives the device again what it had before it was reset. Chains and headers are as they were.
+    fn restart(&mut self, now: Ticks) {
+        self.next_deadline = now.after(self.timeout);
+        for (index, slot) in (0..).zip(&mut self.slots) {
+            if self.at_device >> index & 1 != 0 {
+                slot.restarts += 1;
+                slot.deadline = self.next_deadline;
+                // It may have been done already, as far as to its status.
+                if let Some(memory) = self.layout.slot(index) {
+                    memory.store_u8(STATUS, S_NONE);
+                }
+                self.queue.offer(index << self.geometry.stride);
+            }
+        }
+        self.kick();
+    }
 }
 
 impl<'m, R: Registers + Send> BlockBackend<'m> for VirtioBlk<'m, R> {
@@ -586,8 +634,8 @@ impl<'m, R: Registers + Send> BlockBackend<'m> for VirtioBlk<'m, R> {
         if self.at_device == 0 {
             return None;
         }
-        if let State::Resetting { deadline } = self.state {
-            return self.go_on_resetting(now, deadline);
+        if let State::Resetting { deadline, doomed } = self.state {
+            return self.go_on_resetting(now, deadline, doomed);
         }
         match self.queue.take_used(self.transport.registers()) {
             Ok(None) if now < self.next_deadline => None,
