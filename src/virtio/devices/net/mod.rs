@@ -23,7 +23,7 @@ mod transmit;
 mod wire;
 
 use crate::backend::clock::{Clock, Frequency, Ticks};
-use crate::backend::net::{Frame, MAX_PAIRS, NetBackend, NetInfo, Received, SendTag, Sent};
+use crate::backend::net::{MAX_PAIRS, NetBackend, NetInfo, Received};
 use crate::virtio::device::{ActivateError, Context, DeviceType, NextPoll, Progress};
 use crate::virtio::limiter::{Limits, Throttle};
 use crate::virtio::queue::{Chain, ChainBuffer, Head, QueueError};

@@ -9,7 +9,8 @@ use std::sync::RwLockWriteGuard;
 
 use super::*;
 use crate::backend::net::{
-    Busy, Checksum, Filter, FrameInfo, Gso, MacAddress, Offloads, Received, Reception, Segmentation,
+    Busy, Checksum, Filter, Frame, FrameInfo, Gso, MacAddress, Offloads, Received, Reception,
+    Segmentation, SendTag, Sent,
 };
 use crate::memory::{GuestMemory, HostRam, SharedSlice};
 use crate::sync::testing::Shared;
