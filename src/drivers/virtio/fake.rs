@@ -122,7 +122,7 @@ impl<'m> FakeDisk<'m> {
             status: 0x0f, // as a bootloader left it
             #[rustfmt::skip]
             config: [
-                SECTORS as u32, 0, 4096, 126, 0, 512,
+                SECTORS as u32, 0, 4096, 254, 0, 512,
                 // Topology; `writeback` off, four queues; discards, zeroes.
                 0x0004_0203, 64, 0x0004_0000, 96, 1, 8, 48, 1, 1,
             ],

@@ -15,7 +15,7 @@ use crate::memory::{PAGE_SIZE, SharedSlice};
 /// Slots at most: one bit each in a `u64`.
 pub(super) const MAX_SLOTS: u16 = 64;
 /// Data segments in a request at most.
-const MAX_SEGMENTS: u16 = 126;
+const MAX_SEGMENTS: u16 = 254;
 /// Descriptors in a chain that are not data: header and status.
 const OVERHEAD: u16 = 2;
 /// Descriptors in an indirect table.
@@ -55,7 +55,7 @@ pub(super) struct Geometry {
     pub(super) slots: u16,
     /// Slot `n` has head `n << stride`.
     pub(super) stride: u32,
-    /// Data descriptors in a chain, 1 to 126.
+    /// Data descriptors in a chain, 1 to 254.
     pub(super) segments: u16,
 }
 
@@ -117,7 +117,7 @@ mod tests {
         let geometry = Geometry::new(1024, true, 254).unwrap();
         assert_eq!(
             geometry,
-            Geometry { ring: 256, indirect: true, slots: 64, stride: 0, segments: 126 }
+            Geometry { ring: 256, indirect: true, slots: 64, stride: 0, segments: 254 }
         );
         let geometry = Geometry::new(16, true, 254).unwrap();
         assert_eq!((geometry.slots, geometry.segments), (16, 14));

@@ -48,7 +48,7 @@ fn a_disk_is_described_by_its_configuration() {
     let disk = open(&ram, &device).unwrap();
     let info = BlockInfo {
         flush: true,
-        max_segments: 126,
+        max_segments: 254,
         max_segment_bytes: 1 << 30,
         depth: 64,
         id: *IDENTITY,
@@ -264,12 +264,12 @@ fn the_bound_of_the_device_on_segments_is_kept() {
 
 #[test]
 fn too_many_segments_are_refused_without_effect_and_the_most_are_taken() {
-    for (features, most) in [(USUAL, 126), (USUAL & !F_INDIRECT, 30)] {
+    for (features, most) in [(USUAL, 254), (USUAL & !F_INDIRECT, 30)] {
         let ram = ram();
         let device = FakeDisk::new(&ram, features);
         let mut disk = open(&ram, &device).unwrap();
         assert_eq!(disk.info().max_segments, most);
-        let memory = ram.allocate(512 * 256);
+        let memory = ram.allocate(1024 * 256);
         // Every other sector, so that none are neighbours.
         let segments: Vec<_> =
             (0..=usize::from(most)).map(|n| memory.subslice(n * 1024, 512).unwrap()).collect();
