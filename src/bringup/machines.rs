@@ -28,7 +28,8 @@ use sparkler::memory::{FramePool, GuestMemory, PAGE_SIZE, PaRange, RamMap, Share
 use sparkler::monitor::MemoryInfo;
 use sparkler::rate_limit::RateLimit;
 use sparkler::virtio::devices::block::Block;
-use sparkler::virtio::{MmioTransport, VirtioDevice};
+use sparkler::virtio::limiter::Limits as RateLimits;
+use sparkler::virtio::{Adjustment, Direction, MmioTransport, VirtioDevice};
 use sparkler::vm::config::{
     Configuration, CoreSet, DiskUse, MAX_VMS, Refusal, Resources, VmConfig,
 };
@@ -278,15 +279,15 @@ impl Builder {
         all: &Configuration<'_>,
         reverts: &mut heapless::Vec<&'static Revert, MAX_DEVICES>,
     ) -> Result<Option<Doorbell>, Reason> {
-        let (source, read_only) = match device.kind {
+        let (source, read_only, queues) = match device.kind {
             DeviceKind::Net(node) => {
                 let place = [vm.number as u8, vm.devices() as u8];
                 let opened = self.network.device(&node, place, vm.vcpus.home(), &mut self.pool);
                 let (net, doorbell) = opened.ok_or(NO_ROOM)?;
-                plug(vm, net, &self.options).ok_or(TOO_MANY)?;
+                plug(vm, net, &self.options, device.limits).ok_or(TOO_MANY)?;
                 return Ok(doorbell);
             }
-            DeviceKind::Block { source, read_only } => (source, read_only),
+            DeviceKind::Block { source, read_only, queues } => (source, read_only, queues),
         };
         let mut doorbell = None;
         let mut physical = || {
@@ -323,8 +324,9 @@ impl Builder {
             block.forbid_writes();
         }
         block.limit_segments(self.options.max_segments());
-        block.set_queues(self.options.queues(vm.vcpus.count()));
-        plug(vm, block, &self.options).ok_or(TOO_MANY)?;
+        let usual = self.options.queues(vm.vcpus.count());
+        block.set_queues(queues.map_or(usual, |queues| queues as usize));
+        plug(vm, block, &self.options, device.limits).ok_or(TOO_MANY)?;
         Ok(doorbell)
     }
 
@@ -442,8 +444,16 @@ fn plug(
     vm: &mut Vm<'static>,
     device: &'static mut dyn VirtioDevice<'static>,
     options: &VirtioOptions,
+    limits: [RateLimits; 2],
 ) -> Option<usize> {
-    vm.plug(options.apply(MmioTransport::new(device, vm.memory.clone())))
+    let mut transport = options.apply(MmioTransport::new(device, vm.memory.clone()));
+    for (direction, limits) in [Direction::In, Direction::Out].into_iter().zip(limits) {
+        if limits != RateLimits::default() {
+            // Asked for only of devices that know limits.
+            let _ = transport.adjust(Adjustment::Limit(direction, limits), &Counter);
+        }
+    }
+    vm.plug(transport)
 }
 
 /// Takes `len` bytes out of the free RAM, in whole blocks, and maps them for EL2.

@@ -11,6 +11,7 @@ use super::error::{BoardError, NodePath};
 use super::modules::{self, Module, ModuleKind};
 use super::node::{Cells, Place};
 use crate::memory::PaRange;
+use crate::virtio::limiter::{Limits, Rate};
 
 /// virtio devices a VM can have.
 pub const MAX_DEVICES: usize = 8;
@@ -33,6 +34,12 @@ const OF_DISKS: [&str; 7] =
     ["disk", "partition", "range", "memory", "on-reset", "size", "read-only"];
 /// And what a network device's.
 const OF_NETS: [&str; 5] = ["mac-address", "mtu", "vlan", "isolated", "queue-pairs"];
+
+/// What those of both can have.
+const LIMITS: [&str; 4] =
+    ["limit-in-bytes", "limit-in-requests", "limit-out-bytes", "limit-out-requests"];
+/// And, of disks, what only the front has, not a medium.
+const OF_FRONTS: [&str; 1] = ["queues"];
 
 /// What a VM's node says. Numbers are as they are in the tree.
 #[derive(Clone, Debug)]
@@ -79,6 +86,8 @@ pub struct DeviceNode<'a> {
     pub node: NodePath<'a>,
     /// What it is.
     pub kind: DeviceKind<'a>,
+    /// `limit-...`: what it may do, to the guest and from it.
+    pub limits: [Limits; 2],
 }
 
 /// A kind of virtio device, with its back end.
@@ -92,6 +101,8 @@ pub enum DeviceKind<'a> {
         source: BlockSource<'a>,
         /// `read-only`: whether the guest is kept from writing.
         read_only: bool,
+        /// `queues`: how many it has, if its node says.
+        queues: Option<u64>,
     },
 }
 
@@ -285,16 +296,17 @@ fn read_child<'a>(vm: &mut VmNode<'a>, at: &mut Reader<'_, '_, 'a>, cells: Cells
         return;
     }
     let kind = if compatible.contains("sparkler,virtio-block") {
-        at.check_device_names(&OF_DISKS);
+        at.check_device_names(&[&OF_DISKS, &LIMITS, &OF_FRONTS]);
         read_disk(at, cells)
     } else if compatible.contains("sparkler,virtio-net") {
-        at.check_device_names(&OF_NETS);
+        at.check_device_names(&[&OF_NETS, &LIMITS]);
         read_net(at)
     } else {
         return at.bad_node("compatible is neither that of a module nor of a device");
     };
     let Some(kind) = kind else { return };
-    if vm.devices.push(DeviceNode { node: at.node, kind }).is_err() {
+    let limits = at.limits();
+    if vm.devices.push(DeviceNode { node: at.node, kind, limits }).is_err() {
         at.bad_node("the VM has more than 8 devices");
     }
 }
@@ -316,7 +328,7 @@ fn read_disk<'a>(at: &mut Reader<'_, '_, 'a>, cells: Cells) -> Option<DeviceKind
             return None;
         }
     };
-    Some(DeviceKind::Block { source, read_only: at.flag("read-only") })
+    Some(DeviceKind::Block { source, read_only: at.flag("read-only"), queues: at.number("queues") })
 }
 
 fn read_net<'a>(at: &mut Reader<'_, '_, 'a>) -> Option<DeviceKind<'a>> {
@@ -369,8 +381,10 @@ impl<'a> Reader<'_, '_, 'a> {
     }
 
     /// Those of a device, which `own` adds to what all have.
-    fn check_device_names(&mut self, own: &[&str]) {
-        self.check_names(&|name| OF_DEVICES.contains(&name) || own.contains(&name));
+    fn check_device_names(&mut self, own: &[&[&str]]) {
+        self.check_names(&|name| {
+            OF_DEVICES.contains(&name) || own.iter().any(|names| names.contains(&name))
+        });
     }
 
     /// A property's name as it is in the tree: the reader does not say that it lives as long.
@@ -413,6 +427,28 @@ impl<'a> Reader<'_, '_, 'a> {
             self.bad(property, "is missing");
             0
         })
+    }
+
+    fn limits(&mut self) -> [Limits; 2] {
+        let [in_bytes, in_requests, out_bytes, out_requests] = LIMITS.map(|name| self.rate(name));
+        [
+            Limits { bytes: in_bytes, requests: in_requests },
+            Limits { bytes: out_bytes, requests: out_requests },
+        ]
+    }
+
+    #[inline(never)]
+    fn rate(&mut self, property: &'static str) -> Option<Rate> {
+        let cell = |cell: &[u8; 4]| u32::from_be_bytes(*cell);
+        let rate = match self.place.value(property)?.as_chunks() {
+            ([rate], []) => Rate::new(cell(rate), None),
+            ([rate, burst], []) => Rate::new(cell(rate), Some(cell(burst))),
+            _ => None,
+        };
+        if rate.is_none() {
+            self.bad(property, "is not a rate, or a rate and a burst, each more than 0");
+        }
+        rate
     }
 
     /// Where a disk image is.

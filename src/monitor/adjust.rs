@@ -35,9 +35,7 @@ fn rate(word: &str) -> Option<Option<Rate>> {
         Some((rate, burst)) => (rate, Some(burst.parse().ok()?)),
         None => (word, None),
     };
-    let per_second: u32 = rate.parse().ok()?;
-    let burst = burst.unwrap_or(per_second.div_ceil(10));
-    (per_second != 0 && burst != 0).then_some(Some(Rate { per_second, burst }))
+    Rate::new(rate.parse().ok()?, burst).map(Some)
 }
 
 #[cfg(test)]

@@ -22,6 +22,14 @@ pub struct Rate {
     pub burst: u32,
 }
 
+impl Rate {
+    /// So many a second; at once `burst`, or a tenth of a second's. `None` if either is 0.
+    pub fn new(per_second: u32, burst: Option<u32>) -> Option<Self> {
+        let burst = burst.unwrap_or(per_second.div_ceil(10));
+        (per_second != 0 && burst != 0).then_some(Self { per_second, burst })
+    }
+}
+
 /// What a device may do in one direction. `None`: as much as it can.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub struct Limits {

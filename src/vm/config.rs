@@ -119,7 +119,7 @@ impl<'a> VmConfig<'a> {
             visit(Owned::read(module));
         }
         for device in &self.devices {
-            let DeviceKind::Block { source, read_only } = device.kind else { continue };
+            let DeviceKind::Block { source, read_only, .. } = device.kind else { continue };
             let (image, shared) = match source {
                 BlockSource::Ram { image } => (image, read_only),
                 BlockSource::Overlay { below: Below::Ram { image }, .. } => (image, true),
@@ -370,7 +370,10 @@ impl<'a> Configuration<'a> {
                     check_net(device.node, &net)?;
                     continue;
                 }
-                DeviceKind::Block { source, .. } => source,
+                DeviceKind::Block { source, queues, .. } => {
+                    in_range("queues", queues.unwrap_or(1), 1, MAX_VCPUS as u64)?;
+                    source
+                }
             };
             match source {
                 BlockSource::Ram { image }
@@ -412,10 +415,12 @@ fn default_vm<'a>(board: &Board<'a>, cores: CoreSet) -> Option<VmConfig<'a>> {
     let node = CHOSEN;
     let images = board.first_guest()?;
     let source = BlockSource::Physical { disk: 0, part: DiskPart::Whole };
-    let disk = DeviceNode { node, kind: DeviceKind::Block { source, read_only: false } };
+    let limits = Default::default();
+    let disk = DeviceKind::Block { source, read_only: false, queues: None };
+    let disk = DeviceNode { node, kind: disk, limits };
     let (to, mac, vlan) = (NetTarget::Switch, None, None);
     let net = NetNode { to, mac, mtu: 1500, vlan, isolated: false, pairs: 1 };
-    let net = DeviceNode { node, kind: DeviceKind::Net(net) };
+    let net = DeviceNode { node, kind: DeviceKind::Net(net), limits };
     Some(VmConfig {
         node,
         name: "vm0",

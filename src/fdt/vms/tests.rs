@@ -21,7 +21,8 @@ fn refused(vm: TestNode) -> String {
 
 #[test]
 fn everything_a_node_can_say_is_understood() {
-    let disk = block("disk@0", "physical").cells("disk", &[1]).flag("read-only");
+    let disk =
+        block("disk@0", "physical").cells("disk", &[1]).flag("read-only").cells("queues", &[2]);
     let ram = block("disk@1", "ram").cells("reg", &[0, 0x5000_0000, 0, 0x4000]);
     let null = block("disk@2", "null").cells("size", &[0, 4096]);
     let kernel = module("kernel", 0x4800_0000, 0x1000).text("bootargs", "console=ttyAMA0 quiet");
@@ -59,11 +60,15 @@ fn everything_a_node_can_say_is_understood() {
         assert_eq!(vm.ramdisk.unwrap().range, PaRange::new(0x4900_0000, 0x2000));
         let image = PaRange::new(0x5000_0000, 0x4000);
         let expected = [
-            (BlockSource::Physical { disk: 1, part: DiskPart::Whole }, true),
-            (BlockSource::Ram { image }, false),
-            (BlockSource::Null { size_kib: 4096 }, false),
+            (BlockSource::Physical { disk: 1, part: DiskPart::Whole }, true, Some(2)),
+            (BlockSource::Ram { image }, false, None),
+            (BlockSource::Null { size_kib: 4096 }, false, None),
         ];
-        let expected = expected.map(|(source, read_only)| DeviceKind::Block { source, read_only });
+        let expected = expected.map(|(source, read_only, queues)| DeviceKind::Block {
+            source,
+            read_only,
+            queues,
+        });
         assert_eq!(vm.devices.iter().map(|device| device.kind).collect::<Vec<_>>(), expected);
         assert_eq!(vm.devices[2].node.to_string(), "/chosen/alice@7/disk@2");
     });
@@ -112,6 +117,35 @@ fn a_network_device_s_node_is_understood() {
     assert_eq!(with(vlan), format!("{at} vlan is not a number of one or two cells"));
     let disk = block("net", "physical").cells("disk", &[0]).cells("vlan", &[1]);
     assert_eq!(with(disk), format!("{at} vlan means nothing here"));
+}
+
+#[test]
+fn a_device_s_limits_are_rates_with_or_without_a_burst() {
+    let disk = || block("disk", "null");
+    let limited = disk()
+        .cells("limit-in-bytes", &[1_000_000])
+        .cells("limit-in-requests", &[200, 1000])
+        .cells("limit-out-bytes", &[u32::MAX, 1]);
+    let net = TestNode::new("net").text("compatible", "sparkler,virtio-net");
+    let net = net.text("backend", "switch").cells("limit-out-requests", &[5]);
+    let devices = vm("alice", 0x4800_0000).child(limited).child(net).child(block("c", "null"));
+    let blob = board(1, &[devices]).blob();
+    let board = Board::read(&blob, Pa::new(0)).unwrap();
+    let at = |per_second, burst| Some(Rate { per_second, burst });
+    board.for_each_vm(&mut |_, read| {
+        let limits: Vec<_> = read.unwrap().devices.iter().map(|device| device.limits).collect();
+        let disk = [
+            Limits { bytes: at(1_000_000, 100_000), requests: at(200, 1000) },
+            Limits { bytes: at(u32::MAX, 1), requests: None },
+        ];
+        let net = [Limits::default(), Limits { bytes: None, requests: at(5, 1) }];
+        assert_eq!(limits, [disk, net, Default::default()]);
+    });
+    let what = "is not a rate, or a rate and a burst, each more than 0";
+    for cells in [&[][..], &[0], &[1, 0], &[1, 2, 3]] {
+        let wrong = refused(vm("alice", 0x4800_0000).child(disk().cells("limit-in-bytes", cells)));
+        assert_eq!(wrong, format!("/chosen/alice/disk: limit-in-bytes {what}"));
+    }
 }
 
 #[test]

@@ -57,7 +57,7 @@ pub struct DiskUse<'a> {
 impl<'a> DiskUse<'a> {
     /// What `device` has, if it has anything.
     pub fn of(device: &DeviceNode<'a>) -> Option<Self> {
-        let DeviceKind::Block { source, read_only } = device.kind else { return None };
+        let DeviceKind::Block { source, read_only, .. } = device.kind else { return None };
         match source {
             BlockSource::Physical { disk, part } => Some(Self { disk, part, read_only }),
             BlockSource::Overlay { below: Below::Physical { disk, part }, .. } => {

@@ -168,6 +168,11 @@ fn numbers_out_of_range_are_refused() {
     let disk = block("disk", "null").cells("size", &[0]);
     let expected = "/chosen/bad: size is 0: 1 to 8796093022208 are possible";
     alone_is_refused(bad().child(disk), expected);
+    for queues in [0, 9] {
+        let disk = block("disk", "null").cells("queues", &[queues]);
+        let expected = format!("/chosen/bad: queues is {queues}: 1 to 8 are possible");
+        alone_is_refused(bad().child(disk), &expected);
+    }
 }
 
 #[test]
