@@ -267,6 +267,21 @@ pub trait NetBackend<'m>: Send {
     /// each time.
     fn take_change(&mut self) -> bool;
 
+    /// Brings the driver a frame that is whole, as if it had come from the network: for whoever is
+    /// between the device and the network. It gets lost if the driver does not want it or has no room,
+    /// and where there is no such thing.
+    fn deliver(&mut self, frame: &[u8]) {
+        let _ = frame;
+    }
+
+    /// Does what is due of what the port does by itself. Called after frames were sent and whenever the
+    /// device is polled, when the link and filled buffers have not been looked at yet. When to call it
+    /// again, if nothing else happens.
+    fn tick(&mut self, now: Ticks) -> Option<Ticks> {
+        let _ = now;
+        None
+    }
+
     /// Takes the port's link up or down, as an operator wants it; [`Self::take_change`] tells of it.
     /// Whether the port has such a thing.
     fn set_link(&mut self, up: bool) -> bool {
