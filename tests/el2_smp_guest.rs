@@ -15,7 +15,7 @@ mod guest;
 #[cfg(target_os = "none")]
 mod on_target {
     use core::ptr;
-    use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicUsize, Ordering};
+    use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Ordering};
     use core::time::Duration;
 
     use sparkler::arch::boot::BootInfo;
@@ -30,19 +30,21 @@ mod on_target {
     use sparkler::memory::{FramePool, SharedSlice};
     use sparkler::sync::Mutex;
     use sparkler::vm::exit::Next;
-    use sparkler::vm::lifecycle::Request;
+    use sparkler::vm::lifecycle::{Request, State};
     use sparkler::vm::run_queue::Weight;
     use sparkler::vm::{Vm, layout};
     use spin::Once;
 
     use super::el2_support::{self, check, gic, ram};
-    use super::guest::{self, RAM_SIZE, RESULTS};
+    use super::guest::{self, RAM_SIZE, RESULTS, Store, TEST_DEVICE};
 
     core::arch::global_asm!(include_str!("guests/common.S"), include_str!("guests/smp.S"));
 
     type Outcome = Result<(), &'static str>;
 
     const CORES: usize = 4;
+    /// MAILBOX of `smp.S`, where vCPU 0 counts, as a result's number.
+    const RING: usize = 0x8_0000 / 8;
 
     /// A machine of the test.
     struct Machine {
@@ -286,6 +288,76 @@ mod on_target {
         check(wakes < 10, "it wakes again and again")
     }
 
+    static ACCEPTED: AtomicU32 = AtomicU32::new(0);
+    /// States that the machine was in when something was asked, a bit each.
+    static SEEN: AtomicU32 = AtomicU32::new(0);
+    static COMPLAINT: AtomicU64 = AtomicU64::new(0);
+
+    /// Asks of `four` what the director's number says; or one of `four` has found something wrong.
+    fn direct(store: Store) {
+        TEST_DEVICE.lock().stores.clear();
+        if store.offset != 0 {
+            COMPLAINT.store(store.value, Ordering::Relaxed);
+            return;
+        }
+        let life = &fleet().four.vm.life;
+        SEEN.fetch_or(1 << life.state() as u32, Ordering::Relaxed);
+        let request = match store.value % 16 {
+            0..4 => Request::Reset,
+            4..8 => Request::Pause,
+            8..12 => Request::Resume,
+            12..15 => Request::Start,
+            _ => Request::Stop,
+        };
+        if life.ask(request).is_ok() {
+            ACCEPTED.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// All there is of `four` when it has just been started; for what it is compared with.
+    fn inventory() -> Result<[u64; 20], &'static str> {
+        let fleet = fleet();
+        fleet.four.start(label!(inventory));
+        fleet.run()?;
+        let results: [u64; 20] = fleet.four.results();
+        check(results.iter().take(5).all(|hash| *hash != 0), "nothing is listed")?;
+        Ok(results)
+    }
+
+    fn hundreds_of_resets_pauses_and_stops_end_as_the_first_start() -> Outcome {
+        let fleet = fleet();
+        let first = inventory()?;
+        let starts = fleet.four.vm.life.starts();
+        fleet.two.start(label!(counts));
+        fleet.four.start(label!(lives));
+        TEST_DEVICE.lock().on_store = direct;
+        fleet.one.start(label!(director));
+        fleet.run()?;
+        check(COMPLAINT.load(Ordering::Relaxed) == 0, "a vCPU of it has found something wrong")?;
+        check(ACCEPTED.load(Ordering::Relaxed) >= 300, "too little was accepted")?;
+        let wanted = [State::Off, State::Running, State::Paused].map(|state| 1 << state as u32);
+        let seen = SEEN.load(Ordering::Relaxed);
+        check(wanted.iter().all(|bit| seen & bit != 0), "it was not in all states")?;
+        let life = &fleet.four.vm.life;
+        check(life.starts() > starts + 50, "it was hardly started")?;
+        check(fleet.two.result(0) > 1000, "its neighbour did not run")?;
+        // Wherever it has ended, it goes on when it is told to, with all of its vCPUs.
+        let _ = (life.ask(Request::Start), life.ask(Request::Resume));
+        let progress = || (life.starts(), fleet.four.result(RING));
+        let before = progress();
+        for _ in 0..20 {
+            fleet.one.start(label!(counts_a_while));
+            fleet.run()?;
+            if progress() != before {
+                break;
+            }
+        }
+        check(life.state() == State::Running && progress() != before, "it does not go on")?;
+        check(COMPLAINT.load(Ordering::Relaxed) == 0, "a vCPU of it has found something wrong")?;
+        check(inventory()? == first, "something of its past is left")?;
+        four_vcpus_wake_each_other_by_sgis()
+    }
+
     fn main(boot: BootInfo) -> ! {
         FLEET.call_once(|| build(boot));
         extern "C" fn tests() -> ! {
@@ -303,6 +375,7 @@ mod on_target {
                 who_waits_has_paid_for_what_it_ran,
                 who_waits_for_what_is_pending_has_no_more_than_its_share,
                 a_timer_whose_interrupt_is_disabled_wakes_nobody,
+                hundreds_of_resets_pauses_and_stops_end_as_the_first_start,
                 what_the_priority_mask_keeps_off_wakes_nobody,
             )
         }

@@ -3,7 +3,7 @@
     .equ    CPU_OFF_CALL,       0x84000002
     .equ    CPU_ON_CALL,        0xc4000003
     .equ    AFFINITY_INFO_CALL, 0xc4000004
-    .equ    MAILBOX,            0x40200000      // a doubleword for each vCPU
+    .equ    MAILBOX,            0x40180000      // a doubleword for each vCPU
     .equ    ROUNDS,             100
 
 // Turns vCPU \cpu on at \label with \context as its x0; the answer is in x0. Changes x1 to x3.
@@ -547,6 +547,211 @@ payload counts_a_while
     constant x21, 0xc00000
     count_until x21
     power_off
+    b       waits_for_ever
+
+// Has the test ask for something of another machine, so many times, and waits for up to 4 ms after each: asleep
+// or not.
+    .equ    REQUESTS,           800
+payload director
+    enable_gic
+    constant x19, 20261122
+    constant x20, REQUESTS
+1:  constant x0, 1664525
+    constant x1, 1013904223
+    madd    w19, w19, w0, w1
+    lsr     w1, w19, #24
+    constant x0, DEVICE
+    str     w1, [x0]
+    isb
+    mrs     x22, cntvct_el0
+    ubfx    x1, x19, #12, #12
+    add     x22, x22, x1, lsl #6
+    tbnz    w19, #11, 3f
+    msr     cntv_cval_el0, x22
+    mov     x0, #1
+    msr     cntv_ctl_el0, x0
+    isb
+2:  wfi
+    acknowledge x0
+    cmp     w0, #1023
+    b.eq    2b
+    msr     cntv_ctl_el0, xzr
+    isb
+    end_interrupt x0
+    b       4f
+3:  until_over x22, x2, 3b
+4:  subs    x20, x20, #1
+    b.ne    1b
+    power_off
+    b       waits_for_ever
+
+    .equ    COMPLAINT,          8               // in the test device
+
+// FP and SIMD do not trap. Changes x1.
+.macro use_fp
+    mov     x1, #(3 << 20)              // CPACR_EL1.FPEN
+    msr     cpacr_el1, x1
+    isb
+.endm
+
+// What the next life of this vCPU must not see: in its registers, and in what it has of the interrupt controller.
+// Changes x0 to x2.
+.macro leave_traces
+    mov     x0, #-1
+    .irp name, sp_el0,tpidr_el0,tpidr_el1,tpidrro_el0,contextidr_el1,far_el1,ttbr0_el1,ttbr1_el1,mair_el1
+    msr     \name, x0
+    .endr
+    mov     x1, #(1 << 44)              // QEMU 7.2 hangs if the sum with CNTVOFF_EL2 overflows
+    msr     cntv_cval_el0, x1
+    msr     cntp_cval_el0, x1
+    mov     x1, #3                      // on, and masked
+    msr     cntv_ctl_el0, x1
+    msr     cntp_ctl_el0, x1
+    use_fp
+    fmov    d31, x0
+    constant x1, GICD                   // SPIs that are not enabled: pending, active, with a priority
+    str     w0, [x1, #0x20c]
+    str     w0, [x1, #0x30c]
+    str     w0, [x1, #0x460]
+    str     w0, [x1, #0xc18]
+    constant x1, (DEVICE - 0x100 + 0x70)
+    mov     w0, #3
+    str     w0, [x1]                    // a driver has seen the device
+.endm
+
+// Four vCPUs wake each other in a ring until they are stopped. The last one resets the machine when it has been woken 20
+// times. What should not be is told to the device: something left of an earlier life, or an interrupt that nobody sent.
+payload lives
+    constant x19, MAILBOX
+    .irp cpu, 0,1,2,3
+    ldr     x0, [x19, #(8 * \cpu)]
+    mov     x26, #1
+    cbnz    x0, complains
+    .endr
+    .irp cpu, 1,2,3
+    turn_on #\cpu, lives_on, #\cpu
+    mov     x26, #2
+    cbnz    x0, complains
+    .endr
+    mov     x0, #0
+    bl      prepares
+    .irp cpu, 1,2,3
+1:  ldr     x0, [x19, #(8 * \cpu)]
+    yield
+    cbz     x0, 1b
+    .endr
+    send_sgi #1, #2
+    b       rings
+
+lives_on:
+    constant x19, MAILBOX
+    bl      prepares
+rings:
+    sleep_for_interrupt
+    mov     x26, #3
+    cmp     x0, x22
+    b.ne    complains
+    ldr     x2, [x19, x22, lsl #3]
+    add     x2, x2, #1
+    str     x2, [x19, x22, lsl #3]
+    cmp     x22, #3
+    ccmp    x2, #20, #0, eq
+    b.eq    2f
+    add     x20, x22, #1
+    and     x20, x20, #3
+    mov     x21, #1
+    lsl     x21, x21, x20
+    send_sgi x20, x21
+    b       rings
+2:  constant x0, PSCI_RESET
+    hvc     #0
+    mov     x26, #4
+complains:
+    constant x24, DEVICE
+    str     w26, [x24, #COMPLAINT]
+    b       waits_for_ever
+
+// Readies vCPU x0, which is x22 from then on, and has it in the mailbox.
+prepares:
+    mov     x22, x0
+    ldr     x0, [x19, x22, lsl #3]
+    mov     x26, #5
+    cbnz    x0, complains
+    mrs     x0, tpidr_el1
+    mov     x26, #6
+    cbnz    x0, complains
+    cbnz    x22, 1f
+    enable_gic
+1:  enable_sgis x22
+    leave_traces
+    mov     x0, #1
+    str     x0, [x19, x22, lsl #3]
+    ret
+
+// x20 = a hash of x20 and \value. Changes x1.
+.macro hash value
+    constant x1, 0x01000193
+    eor     x20, x20, \value
+    mul     x20, x20, x1
+    ror     x20, x20, #17
+.endm
+
+// The next result: a hash of the words from \from to \to, which are constants. Changes x0, x1, x2, x3 and x20.
+.macro hash_words from, to
+    constant x2, \from
+    constant x3, \to
+    mov     x20, #1
+7:  ldr     w0, [x2], #4
+    hash    x0
+    cmp     x2, x3
+    b.lo    7b
+    result  x20
+.endm
+
+// x20 = a hash of this vCPU's registers.
+.macro hash_registers
+    mov     x20, #1
+    .irp name, sp_el0,tpidr_el0,tpidr_el1,tpidrro_el0,contextidr_el1,far_el1,ttbr0_el1,ttbr1_el1,mair_el1,cntv_cval_el0,cntp_cval_el0,cntv_ctl_el0,cntp_ctl_el0,sctlr_el1,mpidr_el1,esr_el1,elr_el1,afsr0_el1
+    mrs     x0, \name
+    hash    x0
+    .endr
+    use_fp
+    fmov    x0, d31
+    hash    x0
+.endm
+
+// Hashes of all there is of a machine that has just been started: the device tree and the RAM behind it; the virtio device;
+// the interrupt controller; and each vCPU's registers.
+payload inventory
+    hash_registers
+    result  x20
+    hash_words 0x40180000, 0x40400000
+    hash_words (DEVICE - 0x100), (DEVICE - 4) // all but ConfigGeneration, which goes on
+    hash_words GICD, (GICD + 0x10)
+    hash_words (GICD + 0x80), (GICD + 0xd00)
+    if_v2   1f
+    .irp cpu, 0,1,2,3
+    hash_words (GICR + 0x20000 * \cpu), (GICR + 0x20000 * \cpu + 0x20)
+    hash_words (GICR + 0x20000 * \cpu + 0x10080), (GICR + 0x20000 * \cpu + 0x10d00)
+    .endr
+1:  constant x19, MAILBOX
+    .irp cpu, 1,2,3
+    turn_on #\cpu, is_listed, #\cpu
+    result  x0
+2:  ldr     x0, [x19, #(8 * \cpu)]
+    yield
+    cbz     x0, 2b
+    result  x0
+    .endr
+    power_off
+    b       waits_for_ever
+
+is_listed:
+    mov     x22, x0
+    hash_registers
+    constant x19, MAILBOX
+    str     x20, [x19, x22, lsl #3]
+    b       waits_for_ever
 
     .balign 8
 guest_image_end:
