@@ -4,6 +4,7 @@
 //! the modern register layout (version 2) and split virtqueues are spoken.
 
 pub mod block;
+mod device;
 #[cfg(test)]
 mod fake;
 pub mod mmio;

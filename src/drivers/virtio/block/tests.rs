@@ -477,7 +477,7 @@ fn a_request_not_answered_in_time_fails_alone_after_a_reset_and_the_disk_goes_on
         assert_eq!(disk.poll(Ticks(1005)), Some((Tag(1), IO_ERROR)));
         assert_eq!(device.get().resets, 2);
         // Nothing of it can be written any more; the other was given again, with its time anew.
-        assert_eq!(device.get().requests.iter().map(|it| it.kind).collect::<Vec<_>>(), [T_FLUSH]);
+        assert_eq!(device.get().requests.iter().map(|it| it.kind).collect::<Vec<_>>(), [4]);
         assert_eq!(disk.poll(Ticks(2004)), None);
         device.complete(0);
         assert_eq!(disk.poll(Ticks(2004)), Some((Tag(2), OK)));

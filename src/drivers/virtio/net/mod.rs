@@ -19,7 +19,8 @@ use self::config::{NetFeatures, NicConfig};
 use self::layout::{Layout, ReceiveGeometry, SendGeometry};
 use self::receive::{Arrival, Receiver};
 use self::send::Sender;
-use super::mmio::{InitError, RingFeatures, Transport};
+use super::device::{Device, Reset};
+use super::mmio::{InitError, RingFeatures};
 use crate::backend::clock::Ticks;
 use crate::backend::net::{Busy, Frame};
 use crate::backend::switch::{Room, Uplink, UplinkFrame, UplinkInfo, UplinkTag};
@@ -33,17 +34,6 @@ const SEND: u16 = 1;
 /// Bad frames that one look for the next good one gets over.
 const BAD_AT_ONCE: usize = 16;
 
-/// Whether frames come and go.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum State {
-    /// They do.
-    Working,
-    /// The device is being reset, and it was said at this time that it takes long.
-    Resetting { patience: Ticks },
-    /// Given up; the device has been reset.
-    Failed,
-}
-
 /// What is counted.
 #[derive(Clone, Copy, Debug, Default)]
 struct Counters {
@@ -51,7 +41,6 @@ struct Counters {
     received: u64,
     lost: u64,
     bad: u64,
-    resets: u64,
 }
 
 /// A virtio network card.
@@ -66,16 +55,11 @@ struct Counters {
 pub struct VirtioNet<'m, R: Registers> {
     receiver: Receiver<'m>,
     sender: Sender<'m>,
-    state: State,
     timeout: Ticks,
     counters: Counters,
-    transport: Transport<R>,
-    layout: Layout<'m>,
+    device: Device<R>,
     config: NicConfig,
     features: NetFeatures,
-    /// All that was agreed on.
-    agreed: u64,
-    interrupts: bool,
     /// Set by whoever takes the device's configuration interrupts.
     reconfigured: &'m AtomicBool,
     /// Something is to be told by [`Uplink::take_change`].
@@ -103,40 +87,20 @@ impl<'m, R: Registers + Send> VirtioNet<'m, R> {
         delay: &mut impl DelayNs,
     ) -> Result<Self, InitError> {
         let layout = Layout::new(dma).ok_or(InitError::DmaMemory)?;
-        let transport = Transport::new(registers);
-        transport.reset(delay)?;
-        let fail = |error| {
-            transport.fail();
-            error
-        };
         let wanted = |offered| NetFeatures::from_bits_truncate(offered).wanted().bits();
-        let ring = RingFeatures::all().bits();
-        let agreed = transport.negotiate_with(&|offered| wanted(offered) | ring).map_err(fail)?;
-        let features = NetFeatures::from_bits_truncate(agreed);
-        let config = NicConfig::read(&transport, features).map_err(fail)?;
-
-        let event_index = agreed & RingFeatures::EVENT_IDX.bits() != 0;
-        let max = transport.queue_num_max(RECEIVE).map_err(fail)?;
-        let mergeable = features.contains(NetFeatures::MRG_RXBUF);
-        let geometry = ReceiveGeometry::new(max, config.mtu, mergeable).map_err(fail)?;
-        let receiver = Receiver::new(&layout, geometry, features.gives(), event_index, false);
-        let receiver = receiver.map_err(fail)?;
-        let max = transport.queue_num_max(SEND).map_err(fail)?;
-        let indirect = agreed & RingFeatures::INDIRECT_DESC.bits() != 0;
-        let geometry = SendGeometry::new(max, indirect).map_err(fail)?;
-        let sender = Sender::new(&layout, geometry, event_index, false).map_err(fail)?;
+        let device = Device::open("virtio-net", registers, &wanted, timeout, delay)?;
+        let features = NetFeatures::from_bits_truncate(device.features());
+        let described =
+            describe(&device, features, &layout).inspect_err(|_| device.transport().fail());
+        let (config, receiver, sender) = described?;
         let mut card = Self {
             receiver,
             sender,
-            state: State::Working,
             timeout,
             counters: Counters::default(),
-            transport,
-            layout,
+            device,
             config,
             features,
-            agreed,
-            interrupts: false,
             reconfigured,
             changed: false,
         };
@@ -146,12 +110,10 @@ impl<'m, R: Registers + Send> VirtioNet<'m, R> {
 
     /// Gives the device its queues, and lets it work.
     fn start(&mut self) {
-        let Self { transport, receiver, sender, .. } = self;
-        transport.set_queue(RECEIVE, receiver.ring(), &receiver.addresses());
-        transport.set_queue(SEND, sender.ring(), &sender.addresses());
-        transport.start();
-        if receiver.publish(transport.registers()) {
-            transport.notify(RECEIVE);
+        let Self { device, receiver, sender, .. } = self;
+        device.start(&[receiver.queue(), sender.queue()]);
+        if receiver.publish(device.registers()) {
+            device.transport().notify(RECEIVE);
         }
     }
 
@@ -159,19 +121,18 @@ impl<'m, R: Registers + Send> VirtioNet<'m, R> {
     /// after everything was found by polling, for the next one (EVENT_IDX; without that feature, for
     /// each one). Poll once more after turning it on: what was there before does not interrupt.
     pub fn set_interrupts(&mut self, on: bool) {
-        self.interrupts = on;
         self.receiver.set_interrupts(on);
         self.sender.set_interrupts(on);
     }
 
     /// Times the device was reset because it misbehaved.
-    pub const fn resets(&self) -> u64 {
-        self.counters.resets
+    pub const fn resets(&self) -> u32 {
+        self.device.resets()
     }
 
     /// Whether the device has been given up for good.
     pub fn has_failed(&self) -> bool {
-        self.state == State::Failed
+        self.device.has_failed()
     }
 
     /// The device answered what it had not been asked.
@@ -183,16 +144,9 @@ impl<'m, R: Registers + Send> VirtioNet<'m, R> {
     /// Starts the reset of a device that has misbehaved.
     #[inline(never)]
     fn recover(&mut self, problem: &str, now: Ticks) {
-        self.counters.resets += 1;
-        // One that does so again and again does not fill the log.
-        if self.counters.resets.is_power_of_two() {
-            let resets = self.counters.resets;
-            log::warn!("virtio-net: {problem}; resetting the device ({resets})");
-        }
         self.sender.begin_reset();
         self.receiver.forget();
-        self.transport.begin_reset();
-        self.state = State::Resetting { patience: now.after(self.timeout) };
+        self.device.begin_reset(problem, now);
         self.changed = true;
         self.go_on_resetting(now);
     }
@@ -200,43 +154,24 @@ impl<'m, R: Registers + Send> VirtioNet<'m, R> {
     /// Looks once whether the reset is complete, and goes on with whatever follows.
     #[inline(never)]
     fn go_on_resetting(&mut self, now: Ticks) {
-        let State::Resetting { patience } = self.state else { return };
-        if !self.transport.is_reset() {
-            if now >= patience {
-                log::error!("virtio-net: the device does not reset");
-                self.state = State::Resetting { patience: Ticks(u64::MAX) };
-            }
+        if self.device.look(now) != Reset::Done {
             return;
         }
         self.sender.end_all();
-        self.state = match self.bring_up_again() {
-            Ok(()) => State::Working,
-            Err(error) => {
-                log::error!("virtio-net: the device does not come back: {error}");
-                self.transport.fail();
-                State::Failed
-            }
-        };
+        let result = self.bring_up_again();
+        self.device.end_reset(result);
         self.changed = true;
     }
 
     /// Takes the device, which has been reset, back to where [`Self::new`] had brought it.
     fn bring_up_again(&mut self) -> Result<(), InitError> {
-        if self.transport.negotiate(self.agreed)? != self.agreed {
-            return Err(InitError::FeaturesRefused);
-        }
-        let config = NicConfig::read(&self.transport, self.features)?;
-        for (queue, ring) in [(RECEIVE, self.receiver.ring()), (SEND, self.sender.ring())] {
-            if self.transport.queue_num_max(queue)? < u32::from(ring) {
-                return Err(InitError::QueueTooSmall);
-            }
-        }
+        self.device.agree_again(&[self.receiver.queue(), self.sender.queue()])?;
+        let config = NicConfig::read(self.device.transport(), self.features)?;
         // The buffers were made for frames of the first one's MTU.
         let mtu = config.mtu.min(self.config.mtu);
         self.config = NicConfig { mtu, ..config };
-        let event_index = self.agreed & RingFeatures::EVENT_IDX.bits() != 0;
-        self.receiver.renew(&self.layout, event_index, self.interrupts)?;
-        self.sender.renew(&self.layout, event_index, self.interrupts)?;
+        self.receiver.restart();
+        self.sender.restart();
         self.start();
         Ok(())
     }
@@ -245,8 +180,8 @@ impl<'m, R: Registers + Send> VirtioNet<'m, R> {
     #[cold]
     fn look_at_configuration(&mut self) {
         // What cannot be read now is read at the next change.
-        if self.state == State::Working
-            && let Ok(config) = NicConfig::read(&self.transport, self.features)
+        if self.device.is_working()
+            && let Ok(config) = NicConfig::read(self.device.transport(), self.features)
         {
             let config = NicConfig { mtu: config.mtu.min(self.config.mtu), ..config };
             self.changed |= config != self.config;
@@ -255,12 +190,31 @@ impl<'m, R: Registers + Send> VirtioNet<'m, R> {
     }
 }
 
+/// What the card is, and its queues, which it has not been given yet.
+fn describe<'m, R: Registers>(
+    device: &Device<R>,
+    features: NetFeatures,
+    layout: &Layout<'m>,
+) -> Result<(NicConfig, Receiver<'m>, Sender<'m>), InitError> {
+    let transport = device.transport();
+    let config = NicConfig::read(transport, features)?;
+    let event_index = device.has(RingFeatures::EVENT_IDX);
+    let max = transport.queue_num_max(RECEIVE)?;
+    let mergeable = features.contains(NetFeatures::MRG_RXBUF);
+    let geometry = ReceiveGeometry::new(max, config.mtu, mergeable)?;
+    let receiver = Receiver::new(layout, geometry, features.gives(), event_index)?;
+    let max = transport.queue_num_max(SEND)?;
+    let geometry = SendGeometry::new(max, device.has(RingFeatures::INDIRECT_DESC))?;
+    let sender = Sender::new(layout, geometry, event_index)?;
+    Ok((config, receiver, sender))
+}
+
 impl<'m, R: Registers + Send> Uplink<'m> for VirtioNet<'m, R> {
     fn info(&self) -> UplinkInfo {
         UplinkInfo {
             mac: self.config.mac,
             mtu: self.config.mtu,
-            link_up: self.config.link_up && self.state == State::Working,
+            link_up: self.config.link_up && self.device.is_working(),
             speed: self.config.speed,
             takes: self.features.takes(),
             gives: self.features.gives(),
@@ -281,7 +235,7 @@ impl<'m, R: Registers + Send> Uplink<'m> for VirtioNet<'m, R> {
         frame: UplinkFrame<'_, 'm>,
         now: Ticks,
     ) -> Result<(), Busy> {
-        if self.state != State::Working {
+        if !self.device.is_working() {
             self.sender.lose(tag)?;
             self.counters.lost += 1;
             return Ok(());
@@ -293,27 +247,27 @@ impl<'m, R: Registers + Send> Uplink<'m> for VirtioNet<'m, R> {
 
     #[inline]
     fn kick(&mut self) {
-        if self.state != State::Working {
+        if !self.device.is_working() {
             return;
         }
-        if self.sender.publish(self.transport.registers()) {
-            self.transport.notify(SEND);
+        if self.sender.publish(self.device.registers()) {
+            self.device.transport().notify(SEND);
         }
-        if self.receiver.publish(self.transport.registers()) {
-            self.transport.notify(RECEIVE);
+        if self.receiver.publish(self.device.registers()) {
+            self.device.transport().notify(RECEIVE);
         }
     }
 
     #[inline]
     fn poll_sent(&mut self, now: Ticks) -> Option<UplinkTag> {
-        if self.state != State::Working {
+        if !self.device.is_working() {
             self.go_on_resetting(now);
             return self.sender.take_ended();
         }
         if let Some(tag) = self.sender.take_ended() {
             return Some(tag);
         }
-        match self.sender.take_sent(self.transport.registers()) {
+        match self.sender.take_sent(self.device.registers()) {
             Ok(Some(tag)) => return Some(tag),
             Ok(None) if !self.sender.is_late(now) => return None,
             Ok(None) => self.recover("a frame was not sent in time", now),
@@ -323,13 +277,13 @@ impl<'m, R: Registers + Send> Uplink<'m> for VirtioNet<'m, R> {
     }
 
     fn poll_received(&mut self, now: Ticks) -> Option<Frame<'_, 'm>> {
-        if self.state != State::Working {
+        if !self.device.is_working() {
             self.go_on_resetting(now);
             return None;
         }
         if self.receiver.frame().is_none() {
             for _ in 0..BAD_AT_ONCE {
-                match self.receiver.next(self.transport.registers()) {
+                match self.receiver.next(self.device.registers()) {
                     Ok(Arrival::Frame) => {
                         self.counters.received += 1;
                         break;
@@ -361,11 +315,11 @@ impl<'m, R: Registers + Send> Uplink<'m> for VirtioNet<'m, R> {
     }
 
     fn statistics(&self, visit: &mut dyn FnMut(&'static str, u64)) {
-        let Counters { sent, received, lost, bad, resets } = self.counters;
+        let Counters { sent, received, lost, bad } = self.counters;
         visit("sent", sent);
         visit("received", received);
         visit("lost", lost);
         visit("bad", bad);
-        visit("resets", resets);
+        visit("resets", self.resets().into());
     }
 }

@@ -6,9 +6,7 @@ use super::send::Nonsense;
 use crate::backend::net::{Frame, FrameInfo, MAX_FRAME, MIN_FRAME, Offloads};
 use crate::drivers::registers::Registers;
 use crate::drivers::virtio::mmio::InitError;
-use crate::drivers::virtio::queue::{
-    DESC_F_WRITE, QueueAddresses, SplitQueue, attributes, write_descriptor,
-};
+use crate::drivers::virtio::queue::{DESC_F_WRITE, SplitQueue, attributes, write_descriptor};
 use crate::memory::SharedSlice;
 
 /// Buffers that a frame can take: one of 64 KiB in those of 2 KiB, with its header.
@@ -47,9 +45,8 @@ impl<'m> Receiver<'m> {
         geometry: ReceiveGeometry,
         gives: Offloads,
         event_index: bool,
-        interrupts: bool,
     ) -> Result<Self, InitError> {
-        let queue = SplitQueue::new(layout.receive_queue, geometry.ring, event_index, interrupts);
+        let queue = SplitQueue::new(layout.receive_queue, geometry.ring, event_index, false);
         let mut receiver = Self {
             queue: queue.ok_or(InitError::DmaMemory)?,
             buffers: layout.buffers,
@@ -61,45 +58,33 @@ impl<'m> Receiver<'m> {
             info: FrameInfo::PLAIN,
             len: 0,
         };
-        receiver.post_all().ok_or(InitError::DmaMemory)?;
+        for index in 0..geometry.ring {
+            let buffer = receiver.buffer(index).ok_or(InitError::DmaMemory)?;
+            let rest = attributes(buffer.len() as u32, DESC_F_WRITE, 0);
+            write_descriptor(receiver.queue.descriptors(), index, buffer.pa(), rest)
+                .ok_or(InitError::DmaMemory)?;
+        }
+        receiver.post_all();
         Ok(receiver)
     }
 
     /// Empties the ring of a device that has been reset, and puts all buffers into it. A frame that has
     /// not been given back is lost.
-    pub(super) fn renew(
-        &mut self,
-        layout: &Layout<'m>,
-        event_index: bool,
-        interrupts: bool,
-    ) -> Result<(), InitError> {
-        let ring = self.geometry.ring;
-        let queue = SplitQueue::new(layout.receive_queue, ring, event_index, interrupts);
-        self.queue = queue.ok_or(InitError::DmaMemory)?;
+    pub(super) fn restart(&mut self) {
+        self.queue.restart();
         self.forget();
-        self.post_all().ok_or(InitError::DmaMemory)
+        self.post_all();
     }
 
-    fn post_all(&mut self) -> Option<()> {
-        self.posted = 0;
-        for index in 0..self.geometry.ring.min(MAX_BUFFERS) {
-            let buffer = self.buffer(index)?;
-            let rest = attributes(buffer.len() as u32, DESC_F_WRITE, 0);
-            write_descriptor(self.queue.descriptors(), index, buffer.pa(), rest)?;
-            self.posted |= 1 << index;
+    fn post_all(&mut self) {
+        self.posted = u128::MAX >> (MAX_BUFFERS - self.geometry.ring);
+        for index in 0..self.geometry.ring {
             self.queue.offer(index);
         }
-        Some(())
     }
 
-    /// Where the ring lies.
-    pub(super) fn addresses(&self) -> QueueAddresses {
-        self.queue.addresses()
-    }
-
-    /// Entries of the ring.
-    pub(super) fn ring(&self) -> u16 {
-        self.geometry.ring
+    pub(super) fn queue(&self) -> &SplitQueue<'m> {
+        &self.queue
     }
 
     /// Whether the device shall interrupt.

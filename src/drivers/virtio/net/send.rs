@@ -8,8 +8,8 @@ use crate::backend::switch::{MAX_HEADER, UplinkFrame, UplinkTag};
 use crate::drivers::registers::Registers;
 use crate::drivers::virtio::mmio::InitError;
 use crate::drivers::virtio::queue::{
-    DESC_BYTES, DESC_F_INDIRECT, DESC_F_NEXT, QueueAddresses, RingViolation, SplitQueue,
-    attributes, write_descriptor,
+    DESC_BYTES, DESC_F_INDIRECT, DESC_F_NEXT, RingViolation, SplitQueue, attributes,
+    write_descriptor,
 };
 use crate::memory::{Pa, SharedSlice};
 
@@ -54,9 +54,8 @@ impl<'m> Sender<'m> {
         layout: &Layout<'m>,
         geometry: SendGeometry,
         event_index: bool,
-        interrupts: bool,
     ) -> Result<Self, InitError> {
-        let queue = SplitQueue::new(layout.send_queue, geometry.ring, event_index, interrupts);
+        let queue = SplitQueue::new(layout.send_queue, geometry.ring, event_index, false);
         let sender = Self {
             queue: queue.ok_or(InitError::DmaMemory)?,
             memory: layout.slots,
@@ -73,16 +72,8 @@ impl<'m> Sender<'m> {
     }
 
     /// Empties the ring of a device that has been reset. What has a slot keeps it.
-    pub(super) fn renew(
-        &mut self,
-        layout: &Layout<'m>,
-        event_index: bool,
-        interrupts: bool,
-    ) -> Result<(), InitError> {
-        let ring = self.geometry.ring;
-        let queue = SplitQueue::new(layout.send_queue, ring, event_index, interrupts);
-        self.queue = queue.ok_or(InitError::DmaMemory)?;
-        self.prepare_slots().ok_or(InitError::DmaMemory)
+    pub(super) fn restart(&mut self) {
+        self.queue.restart();
     }
 
     /// Writes what all frames of an indirect slot have in common.
@@ -95,14 +86,8 @@ impl<'m> Sender<'m> {
         Some(())
     }
 
-    /// Where the ring lies.
-    pub(super) fn addresses(&self) -> QueueAddresses {
-        self.queue.addresses()
-    }
-
-    /// Entries of the ring.
-    pub(super) fn ring(&self) -> u16 {
-        self.geometry.ring
+    pub(super) fn queue(&self) -> &SplitQueue<'m> {
+        &self.queue
     }
 
     /// Whether the device shall interrupt.
