@@ -236,11 +236,14 @@ fn answer(seat: &mut Seat, intid: u32) {
         Source::Network { registers, reconfigured, switch } => {
             let causes = registers.read32_relaxed(INTERRUPT_STATUS);
             registers.write32_relaxed(INTERRUPT_ACK, causes);
+            // A card that is all right does not raise its line again before it is polled: one that keeps what
+            // was acknowledged is dying.
+            let drops = doorbell.edge || registers.read32_relaxed(INTERRUPT_STATUS) & causes == 0;
             if causes & CONFIGURATION != 0 {
                 reconfigured.store(true, Ordering::Release);
             }
             collect(seat, switch);
-            causes != 0
+            causes != 0 && drops
         }
         Source::Console => feed_console(seat),
     };

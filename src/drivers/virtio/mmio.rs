@@ -234,6 +234,11 @@ impl<R: Registers> Transport<R> {
         self.registers.read32(offset::STATUS) == 0
     }
 
+    /// Whether the device says that it has met an error that only a reset mends.
+    pub fn needs_reset(&self) -> bool {
+        self.status().contains(DeviceStatus::DEVICE_NEEDS_RESET)
+    }
+
     /// Resets the device and waits for it, 100 ms at most.
     ///
     /// # Errors

@@ -46,7 +46,8 @@ struct Counters {
 /// A virtio network card.
 ///
 /// # When the device misbehaves
-/// A frame not sent in time, or an answer to what was never asked, gets the device reset. Only when
+/// A frame not sent in time, an answer to what was never asked, or its own word that it needs a reset
+/// gets the device reset. That nothing is received says nothing: a wire may be silent. Only when
 /// the reset is complete, and so nothing can reach the frames' memory any more, do those that it had
 /// end; the device is then brought up again. As long as it takes, there is no link, and what is
 /// submitted is lost. A device that does not complete its reset is asked again at every poll, for
@@ -144,11 +145,15 @@ impl<'m, R: Registers + Send> VirtioNet<'m, R> {
     /// Starts the reset of a device that has misbehaved.
     #[inline(never)]
     fn recover(&mut self, problem: &str, now: Ticks) {
+        self.begin_reset(problem, now);
+        self.go_on_resetting(now);
+    }
+
+    fn begin_reset(&mut self, problem: &str, now: Ticks) {
         self.sender.begin_reset();
         self.receiver.forget();
         self.device.begin_reset(problem, now);
         self.changed = true;
-        self.go_on_resetting(now);
     }
 
     /// Looks once whether the reset is complete, and goes on with whatever follows.
@@ -179,10 +184,14 @@ impl<'m, R: Registers + Send> VirtioNet<'m, R> {
     /// Reads the configuration anew.
     #[cold]
     fn look_at_configuration(&mut self) {
-        // What cannot be read now is read at the next change.
-        if self.device.is_working()
-            && let Ok(config) = NicConfig::read(self.device.transport(), self.features)
-        {
+        if !self.device.is_working() {
+            return;
+        }
+        if self.device.transport().needs_reset() {
+            // The next poll looks how far it is, whatever the time.
+            self.begin_reset("it says that it needs a reset", Ticks(u64::MAX));
+        } else if let Ok(config) = NicConfig::read(self.device.transport(), self.features) {
+            // What cannot be read now is read at the next change.
             let config = NicConfig { mtu: config.mtu.min(self.config.mtu), ..config };
             self.changed |= config != self.config;
             self.config = config;
@@ -267,7 +276,8 @@ impl<'m, R: Registers + Send> Uplink<'m> for VirtioNet<'m, R> {
         if let Some(tag) = self.sender.take_ended() {
             return Some(tag);
         }
-        match self.sender.take_sent(self.device.registers()) {
+        let silent = now.after(self.timeout);
+        match self.sender.take_sent(self.device.registers(), silent) {
             Ok(Some(tag)) => return Some(tag),
             Ok(None) if !self.sender.is_late(now) => return None,
             Ok(None) => self.recover("a frame was not sent in time", now),

@@ -17,6 +17,9 @@ use crate::memory::{Pa, SharedSlice};
 #[derive(Clone, Copy)]
 struct Slot {
     tag: UplinkTag,
+    /// [`Sender::sent`] when it was added.
+    sent: u16,
+    /// Not late before.
     deadline: Ticks,
 }
 
@@ -43,8 +46,12 @@ pub(super) struct Sender<'m> {
     at_device: u64,
     /// Slots whose frame has ended without the device.
     ended: u64,
-    /// No frame at the device has an earlier deadline.
+    /// No frame at the device is late before.
     next_deadline: Ticks,
+    /// Frames that the device has sent, modulo 2^16.
+    sent: u16,
+    /// From now on it has sent nothing for too long.
+    silent: Ticks,
     slots: [Slot; MAX_SLOTS as usize],
 }
 
@@ -65,7 +72,9 @@ impl<'m> Sender<'m> {
             at_device: 0,
             ended: 0,
             next_deadline: Ticks(0),
-            slots: [Slot { tag: UplinkTag(0), deadline: Ticks(0) }; MAX_SLOTS as usize],
+            sent: 0,
+            silent: Ticks(0),
+            slots: [Slot { tag: UplinkTag(0), sent: 0, deadline: Ticks(0) }; MAX_SLOTS as usize],
         };
         sender.prepare_slots().ok_or(InitError::DmaMemory)?;
         Ok(sender)
@@ -125,7 +134,7 @@ impl<'m> Sender<'m> {
         }
         self.write_chain(index, frame).ok_or(Busy)?;
         let slot = self.slots.get_mut(usize::from(index)).ok_or(Busy)?;
-        *slot = Slot { tag, deadline };
+        *slot = Slot { tag, sent: self.sent, deadline };
         if !self.is_waiting() {
             self.next_deadline = deadline;
         }
@@ -220,11 +229,13 @@ impl<'m> Sender<'m> {
         self.slots.get(index as usize).map(|slot| slot.tag)
     }
 
-    /// A frame that the device does not need any more.
+    /// A frame that the device does not need any more. It has sent nothing for too long if there is none
+    /// after it until `silent`.
     #[inline]
     pub(super) fn take_sent(
         &mut self,
         order: &impl Registers,
+        silent: Ticks,
     ) -> Result<Option<UplinkTag>, Nonsense> {
         if self.at_device == 0 {
             return Ok(None);
@@ -239,24 +250,41 @@ impl<'m> Sender<'m> {
         }
         self.at_device &= !(1 << index);
         self.free |= 1 << index;
+        self.sent = self.sent.wrapping_add(1);
+        self.silent = silent;
         Ok(self.slots.get(index as usize).map(|slot| slot.tag))
     }
 
     /// Whether a frame has been at the device for too long.
+    ///
+    /// Its own time says little: behind 63 of 64 KiB, on a slow wire or one that its other end holds up, a
+    /// frame of a device that is all right may outlast it. So it is late only if the device has sent nothing at
+    /// all for as long, or more since than can have been before it, and has thus forgotten it.
     #[inline]
     pub(super) fn is_late(&mut self, now: Ticks) -> bool {
-        self.is_waiting() && now >= self.next_deadline && self.earliest_has_passed(now)
+        self.is_waiting() && now >= self.next_deadline && self.one_is_late(now)
     }
 
-    /// Finds the earliest deadline anew.
+    /// Judges all, and finds when one can be late next.
     #[inline(never)]
-    fn earliest_has_passed(&mut self, now: Ticks) -> bool {
+    fn one_is_late(&mut self, now: Ticks) -> bool {
         let waiting = self.at_device | self.unpublished;
-        let slots = self.slots.iter().enumerate();
-        let waiting = slots.filter(|(index, _)| waiting >> index & 1 != 0);
-        self.next_deadline =
-            waiting.map(|(_, slot)| slot.deadline).min().unwrap_or(Ticks(u64::MAX));
-        now >= self.next_deadline
+        self.next_deadline = Ticks(u64::MAX);
+        for (index, slot) in self.slots.iter().enumerate() {
+            if waiting >> index & 1 == 0 {
+                continue;
+            }
+            let mut next = slot.deadline;
+            if now >= next {
+                let overtaken = self.sent.wrapping_sub(slot.sent) >= self.geometry.slots;
+                if overtaken || now >= self.silent {
+                    return true;
+                }
+                next = self.silent;
+            }
+            self.next_deadline = self.next_deadline.min(next);
+        }
+        false
     }
 
     /// The device is kept from all frames it was given: they have ended.

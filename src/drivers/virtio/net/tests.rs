@@ -464,6 +464,79 @@ fn a_frame_that_is_not_sent_in_time_ends_when_the_device_has_been_reset_and_othe
 }
 
 #[test]
+fn a_slow_device_is_left_alone_as_long_as_it_sends_and_reset_when_it_stops() {
+    let ram = ram();
+    let device = FakeNic::new(&ram, USUAL);
+    let mut card = open(&ram, &device).unwrap();
+    let frame = [memory(&ram, &bytes(60, 1))];
+    device.set().prompt = false;
+    for tag in 0..20 {
+        submit(&mut card, tag, &frame).unwrap();
+    }
+    card.kick();
+    // One in 900: the last has waited for 17 times its time.
+    for tag in 0..19 {
+        let now = Ticks(NOW.0 + u64::from(tag) * 900);
+        assert_eq!(card.poll_sent(now), None);
+        device.complete(0);
+        assert_eq!(card.poll_sent(now), Some(UplinkTag(tag)));
+    }
+    let stopped = NOW.0 + 18 * 900;
+    assert_eq!(card.poll_sent(Ticks(stopped + 999)), None);
+    assert_eq!((card.resets(), card.room().frames), (0, 63));
+    assert_eq!(card.poll_sent(Ticks(stopped + 1000)), Some(UplinkTag(19)));
+    assert_eq!(card.resets(), 1);
+}
+
+#[test]
+fn a_device_that_forgets_a_frame_and_sends_others_is_reset() {
+    let ram = ram();
+    let device = FakeNic::new(&ram, USUAL);
+    let mut card = open(&ram, &device).unwrap();
+    let frame = [memory(&ram, &bytes(60, 1))];
+    device.set().prompt = false;
+    submit(&mut card, 100, &frame).unwrap();
+    for tag in 0..63 {
+        submit(&mut card, tag, &frame).unwrap();
+        card.kick();
+        device.complete(1);
+        assert_eq!(card.poll_sent(Ticks(LATE.0 - 1)), Some(UplinkTag(tag)));
+    }
+    // All of them could have been before it.
+    assert_eq!(card.poll_sent(LATE), None);
+    assert_eq!(card.resets(), 0);
+    submit(&mut card, 63, &frame).unwrap();
+    card.kick();
+    device.complete(1);
+    let now = Ticks(LATE.0 + TIMEOUT.0 - 2);
+    assert_eq!(card.poll_sent(now), Some(UplinkTag(63)));
+    // Not looked for more often than that.
+    assert_eq!(card.poll_sent(now), None);
+    assert_eq!(card.poll_sent(Ticks(now.0 + 1)), Some(UplinkTag(100)));
+    assert_eq!(card.resets(), 1);
+}
+
+#[test]
+fn a_device_that_says_it_needs_a_reset_has_one() {
+    let ram = ram();
+    let device = FakeNic::new(&ram, USUAL);
+    let reconfigured = AtomicBool::new(false);
+    let mut card = open_with(&ram, &device, &reconfigured).unwrap();
+    device.set().prompt = false;
+    submit(&mut card, 1, &[memory(&ram, &bytes(60, 1))]).unwrap();
+    card.kick();
+    device.set().status |= 0x40;
+    assert!(!card.take_change());
+    reconfigured.store(true, Ordering::Relaxed);
+    assert!(card.take_change() && !card.info().link_up);
+    assert_eq!(card.poll_sent(NOW), Some(UplinkTag(1)));
+    assert!(card.take_change() && card.info().link_up);
+    assert_eq!((card.resets(), device.get().status), (1, 15));
+    device.receive(NO_HEADER, &bytes(60, 2));
+    assert_eq!(received(&mut card), Some((FrameInfo::PLAIN, bytes(60, 2))));
+}
+
+#[test]
 fn what_is_submitted_during_a_reset_is_lost_and_nothing_is_rung() {
     let ram = ram();
     let device = FakeNic::new(&ram, USUAL);
