@@ -223,10 +223,12 @@ impl Host for Core {
         self.shared
     }
 
+    #[inline(always)]
     fn keep_polling(&mut self) {
         self.wake_at(self.now().after(self.tick));
     }
 
+    #[inline(always)]
     fn wake_at(&mut self, deadline: Ticks) {
         if deadline < self.wake {
             self.wake = deadline;

@@ -9,6 +9,10 @@ use super::interrupts;
 use crate::vm::exit;
 
 /// A synchronous exception of the guest (lower EL, AArch64 or AArch32).
+///
+/// In a section of its own, because nothing is outlined from there.
+// SAFETY: the linker script has it among the other code.
+#[unsafe(link_section = ".text.exit")]
 pub(super) extern "C" fn on_sync(seat: &'static mut Seat) -> &'static mut Seat {
     let next = exit::synchronous(&mut seat.vcpu, &mut seat.core);
     if next != exit::Next::Resume {
@@ -18,6 +22,8 @@ pub(super) extern "C" fn on_sync(seat: &'static mut Seat) -> &'static mut Seat {
 }
 
 /// A physical IRQ or FIQ while the guest ran.
+// SAFETY: as above.
+#[unsafe(link_section = ".text.exit")]
 pub(super) extern "C" fn on_irq(seat: &'static mut Seat) -> &'static mut Seat {
     seat.vcpu.exits.interrupts += 1;
     interrupts::serve(seat);

@@ -175,6 +175,7 @@ impl Seat {
         }
     }
 
+    #[inline(always)]
     fn vm_of(&self, n: usize) -> Option<&'static Vm<'static>> {
         // While a vCPU is in the seat, its resident has the seat's placeholder.
         if self.current == Some(n) {

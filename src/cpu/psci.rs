@@ -166,6 +166,7 @@ pub struct Call {
 impl Call {
     /// Decodes a call from x0 to x3, made with an immediate of zero. SMCCC reserves other immediates;
     /// an HVC or SMC with one is no call, and [`CallError::NotSupported`] whatever it asks.
+    #[inline(always)]
     pub const fn decode([x0, x1, x2, x3]: [u64; 4]) -> Self {
         let id = x0 as u32;
         let mask = if id & SMC64 != 0 { u64::MAX } else { 0xFFFF_FFFF };

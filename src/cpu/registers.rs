@@ -83,7 +83,7 @@ impl GuestRegisters {
     }
 
     /// Steps over an instruction that was completed on the guest's behalf.
-    #[inline]
+    #[inline(always)]
     pub fn complete_instruction(&mut self, length: InstructionLength) {
         self.pc = self.pc.wrapping_add(length.bytes());
         self.pstate = self.pstate.after_instruction();

@@ -56,7 +56,7 @@ impl SparseSet {
         self.occupied == 0
     }
 
-    #[inline]
+    #[inline(always)]
     pub(super) fn insert(&mut self, word: usize, mask: u32) {
         if mask != 0 {
             self.words.set(word, mask);
@@ -64,7 +64,7 @@ impl SparseSet {
         }
     }
 
-    #[inline]
+    #[inline(always)]
     pub(super) fn remove(&mut self, word: usize, mask: u32) {
         if !self.is_empty() {
             self.words.clear(word, mask);
@@ -308,7 +308,7 @@ impl Bank {
 
     /// To be called when an interrupt is no longer active by other means than a list register with
     /// HW = 1. Answers whether its physical interrupt must be deactivated, and forgets it.
-    #[inline]
+    #[inline(always)]
     #[must_use]
     pub(super) fn release(&mut self, bit: u32) -> bool {
         let mask = 1 << bit;
@@ -321,7 +321,7 @@ impl Bank {
 
     /// What a list register must hold for an interrupt that is to be delivered. Moves the latch
     /// into it.
-    #[inline]
+    #[inline(always)]
     pub(super) fn compose_pending(&mut self, intid: IntId) -> ListRegister {
         let (bit, mask) = (intid.bit(), intid.mask());
         if self.per_sender & mask != 0 {

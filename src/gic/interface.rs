@@ -105,7 +105,7 @@ impl Lists {
     }
 
     /// Takes note that interrupts of a word changed; answers whether that concerns this vCPU.
-    #[inline]
+    #[inline(always)]
     pub(super) fn note(&mut self, word: usize, mask: u32) -> bool {
         let listed = self.listed.get(word) & mask;
         if listed | (self.routed.get(word) & mask) == 0 {
@@ -142,7 +142,7 @@ impl Lists {
     }
 
     /// Takes note that `n` now holds `lr`.
-    #[inline]
+    #[inline(always)]
     pub(super) fn occupy(&mut self, n: usize, intid: IntId, lr: ListRegister) {
         if let Some(written) = self.written.get_mut(n) {
             *written = lr;
@@ -154,7 +154,7 @@ impl Lists {
     }
 
     /// Takes note that `n`, which held `intid`, is free.
-    #[inline]
+    #[inline(always)]
     pub(super) fn vacate(&mut self, n: usize, intid: IntId) {
         self.used &= !(1 << n);
         self.eoi &= !(1 << n);

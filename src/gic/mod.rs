@@ -377,7 +377,7 @@ impl Vgic {
 
     /// Marks the vCPUs that changes to the interrupts `mask` of `word` concern; `vcpu` is the owner
     /// if they are private.
-    #[inline]
+    #[inline(always)]
     fn touch(&mut self, vcpu: VcpuIndex, word: usize, mask: u32) -> VcpuSet {
         let mut set = VcpuSet::EMPTY;
         if word == 0 {
@@ -404,7 +404,7 @@ impl Vgic {
     }
 
     /// Tells other vCPUs of SPIs that have left this one, and that they are to look.
-    #[inline]
+    #[inline(always)]
     fn hand_over(&mut self, vcpu: VcpuIndex) -> VcpuSet {
         if self.stale.is_empty() && self.interface(vcpu).lists.moved.is_empty() {
             return VcpuSet::EMPTY;

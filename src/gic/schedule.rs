@@ -76,7 +76,7 @@ impl<'a, L: ListRegisters> Scheduler<'a, L> {
         });
     }
 
-    #[inline]
+    #[inline(always)]
     fn ask(&mut self, wanted: Maintenance) {
         if wanted != self.lists.maintenance {
             self.lists.maintenance = wanted;
@@ -200,7 +200,7 @@ impl<'a, L: ListRegisters> Scheduler<'a, L> {
     }
 
     /// An interrupt that left the list registers may be a candidate at once, here or elsewhere.
-    #[inline]
+    #[inline(always)]
     fn note_unlisted(&mut self, intid: IntId) {
         if self.lists.routed.get(intid.word()) & intid.mask() != 0 {
             self.lists.words |= 1 << intid.word();
@@ -388,7 +388,7 @@ impl<'a, L: ListRegisters> Scheduler<'a, L> {
         self.occupy(n, intid, lr);
     }
 
-    #[inline]
+    #[inline(always)]
     fn occupy(&mut self, n: usize, intid: IntId, lr: ListRegister) {
         let bank = bank!(self, intid.word());
         bank.listed |= intid.mask();

@@ -396,7 +396,7 @@ impl<'m> Context<'_, 'm> {
     }
 
     /// Queue `index`, if the driver has enabled it.
-    #[inline]
+    #[inline(always)]
     pub fn queue(&mut self, index: u16) -> Option<ActiveQueue<'_, 'm>> {
         let ring = self.queues.get_mut(usize::from(index))?.ring()?;
         Some(ActiveQueue { ring, memory: self.memory, fault: &mut self.events.fault })
@@ -452,7 +452,7 @@ impl<'m> ActiveQueue<'_, 'm> {
 
     /// Gives a chain back to the driver. `written` bytes were written, without a gap, from the
     /// beginning of its writable part (2.7.8.2: fewer is allowed, more is not).
-    #[inline]
+    #[inline(always)]
     pub fn complete(&mut self, head: Head, written: u32) {
         self.ring.complete(head, written);
     }

@@ -124,7 +124,7 @@ impl Limiter {
     ///
     /// # Errors
     /// When to ask again.
-    #[inline]
+    #[inline(always)]
     pub fn admit(&mut self, now: Ticks) -> Result<(), Ticks> {
         if self.bytes.is_none() && self.requests.is_none() {
             return Ok(());
@@ -145,7 +145,7 @@ impl Limiter {
     }
 
     /// A request of so many bytes of data starts, or was served without having been admitted.
-    #[inline]
+    #[inline(always)]
     pub fn charge(&mut self, bytes: u32) {
         if let Some(bucket) = &mut self.requests {
             bucket.credit = bucket.credit.saturating_sub(bucket.cost(1));
@@ -187,7 +187,7 @@ impl Throttle {
 
     /// Whether a request in this direction may start now. If not, it is to be left in its ring until
     /// [`Self::parked`].
-    #[inline]
+    #[inline(always)]
     pub fn admit(&mut self, direction: Direction, now: Ticks) -> bool {
         match self.limiter(direction).admit(now) {
             Ok(()) => true,
@@ -199,7 +199,7 @@ impl Throttle {
     }
 
     /// A request of so many bytes starts.
-    #[inline]
+    #[inline(always)]
     pub fn charge(&mut self, direction: Direction, bytes: u32) {
         self.limiter(direction).charge(bytes);
     }

@@ -85,7 +85,7 @@ pub fn synchronous<H: Host>(vcpu: &mut Vcpu<'_>, host: &mut H) -> Next {
 /// for hypervisors' own use, of which we make none. They are answered as an unknown function is, and
 /// not with an undefined instruction: a guest that looks for the hypervisor it runs on must be able
 /// to ask.
-#[inline]
+#[inline(always)]
 fn call<H: Host>(vcpu: &mut Vcpu<'_>, host: &mut H, immediate: u16) -> Next {
     vcpu.exits.calls += 1;
     let arguments = vcpu.registers.arguments();
@@ -204,7 +204,7 @@ fn is_maintenance_of_nothing(abort: DataAbort) -> bool {
 }
 
 /// Carries out one access, a load's register included.
-#[inline]
+#[inline(always)]
 pub(super) fn perform<H: Host>(vcpu: &mut Vcpu<'_>, host: &mut H, access: MmioAccess) -> Access {
     match access.kind {
         MmioKind::Load(target) => vcpu.load(access.ipa, target, host),

@@ -160,7 +160,7 @@ impl<'m> Vm<'m> {
 
     /// After a slot's device was worked: passes its interrupt on, and remembers when to poll it.
     /// To be called with the lock of the slot still held, so that the two agree.
-    #[inline]
+    #[inline(always)]
     pub(super) fn after_work<H: Host>(
         &self,
         slot: usize,
@@ -324,7 +324,7 @@ impl<'m> Vm<'m> {
     }
 
     /// Has the cores of these vCPUs look at what is pending for them.
-    #[inline]
+    #[inline(always)]
     fn nudge<H: Host>(&self, vcpus: VcpuSet, host: &mut H) {
         if !vcpus.is_empty() {
             self.nudge_each(vcpus, host);

@@ -60,7 +60,7 @@ impl ListRegisters for CoreListRegisters {
         }
     }
 
-    #[inline]
+    #[inline(always)]
     fn write(&mut self, n: usize, value: ListRegister) {
         match &mut self.v2 {
             None => self.v3.write(n, value),

@@ -192,7 +192,7 @@ impl<'m> SplitQueue<'m> {
     }
 
     /// Shows the device what was offered. Whether it wants to be notified of it.
-    #[inline]
+    #[inline(always)]
     pub fn publish(&mut self, order: &impl Registers) -> bool {
         let old = self.published;
         let new = self.next_available;

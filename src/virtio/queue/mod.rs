@@ -196,7 +196,7 @@ impl<'m> Ring<'m> {
     }
 
     /// Allows as many chains to be popped as the queue holds.
-    #[inline]
+    #[inline(always)]
     pub fn begin_batch(&mut self) {
         on_ring!(&mut self.0, ring => ring.begin_batch())
     }

@@ -229,7 +229,7 @@ impl<'m> Requests<'_, 'm> {
 
     /// Takes one completion from the back end. The chain is over if its queue, its head and its used
     /// length come back.
-    #[inline]
+    #[inline(always)]
     fn finish(&mut self, tag: Tag, result: BlockStatus, now: Ticks) -> Option<(u16, Head, u32)> {
         let slot = self.slots.get_mut(usize::from(tag.0))?;
         let request = slot.as_mut()?;
@@ -350,7 +350,7 @@ impl<'m> Requests<'_, 'm> {
     }
 
     /// One doorbell for all that was submitted.
-    #[inline]
+    #[inline(always)]
     pub(super) fn kick(&mut self) {
         if core::mem::take(&mut self.kick) {
             self.backend.kick();

@@ -97,7 +97,7 @@ pub(super) fn parse_range(
 }
 
 /// Whether `len` bytes from `sector` on are whole blocks of the disk.
-#[inline]
+#[inline(always)]
 fn in_range(sector: u64, len: usize, info: &BlockInfo) -> bool {
     let len = len as u64;
     len & (SECTOR_SIZE - 1) == 0 && is_on_disk(sector, len / SECTOR_SIZE, info)
