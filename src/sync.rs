@@ -24,9 +24,43 @@ pub(crate) mod atomic {
 
 /// A lock whose waiters spin. What it protects is held for a bounded time and never while a guest
 /// runs, so that a wait is short; see the users for their lock order.
-pub type Mutex<T> = SpinMutex<T, Relax>;
+#[derive(Debug)]
+pub struct Mutex<T>(SpinMutex<T, Relax>);
 /// What a [`Mutex`] protects, while it is held.
 pub type MutexGuard<'a, T> = SpinMutexGuard<'a, T, Relax>;
+
+impl<T> Mutex<T> {
+    /// A free lock around `value`.
+    pub const fn new(value: T) -> Self {
+        Self(SpinMutex::new(value))
+    }
+
+    /// Takes the lock, and waits for it if somebody has it. What waits reads, and does not write.
+    #[inline(always)]
+    pub fn lock(&self) -> MutexGuard<'_, T> {
+        loop {
+            if let Some(guard) = self.0.try_lock_weak() {
+                return guard;
+            }
+            Relax::relax();
+        }
+    }
+
+    /// Takes the lock if nobody has it.
+    pub fn try_lock(&self) -> Option<MutexGuard<'_, T>> {
+        self.0.try_lock()
+    }
+
+    /// The lock itself, for who must break it.
+    pub const fn raw(&self) -> &SpinMutex<T, Relax> {
+        &self.0
+    }
+
+    /// Whether somebody has the lock, this very moment.
+    pub fn is_locked(&self) -> bool {
+        self.0.is_locked()
+    }
+}
 
 /// What a core does while it waits for a lock: YIELD, which lets another hardware thread go first.
 ///

@@ -191,7 +191,7 @@ pub(super) fn seize() -> Seized {
             // SAFETY: the holder, if it is this core, never runs again; another core's line may be
             // torn, which a dying EL2 accepts. Of what the lock protects, only the UART is used from
             // now on, and for that it protects nothing but the order of bytes.
-            unsafe { CONSOLE.force_unlock() };
+            unsafe { CONSOLE.raw().force_unlock() };
         }
         barrier::relax();
     }

@@ -53,15 +53,19 @@ fn room<T>() -> Option<&'static mut MaybeUninit<T>> {
     Some(unsafe { &mut *(start as *mut MaybeUninit<T>) })
 }
 
-/// Takes `size` bytes; their address.
+/// Takes `size` bytes, aligned to `align`, a power of two; their address.
+#[inline(never)]
 fn take(size: usize, align: usize) -> Option<usize> {
-    let taken = |free: usize| {
-        let start = free.next_multiple_of(align);
+    let mut free = FREE.load(Ordering::Relaxed);
+    loop {
+        let start = free.checked_add(align - 1)? & !(align - 1);
         let end = start.checked_add(size)?;
-        (start != 0 && end <= END.load(Ordering::Relaxed)).then_some((start, end))
-    };
-    let free = FREE
-        .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |free| taken(free).map(|(_, end)| end))
-        .ok()?;
-    taken(free).map(|(start, _)| start)
+        if start == 0 || end > END.load(Ordering::Relaxed) {
+            return None;
+        }
+        match FREE.compare_exchange_weak(free, end, Ordering::Relaxed, Ordering::Relaxed) {
+            Ok(_) => return Some(start),
+            Err(now) => free = now,
+        }
+    }
 }

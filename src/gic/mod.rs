@@ -386,6 +386,13 @@ impl Vgic {
             }
             return set;
         }
+        self.touch_spis(word, mask)
+    }
+
+    /// The same for SPIs, which may be anyone's.
+    #[inline(never)]
+    fn touch_spis(&mut self, word: usize, mask: u32) -> VcpuSet {
+        let mut set = VcpuSet::EMPTY;
         for (index, interface) in self.vcpus.iter_mut().enumerate().take(self.vcpu_count) {
             if interface.lists.note(word, mask) {
                 set.insert(VcpuIndex(index as u8));

@@ -124,32 +124,63 @@ impl Vcpu<'_> {
                 let vcpu = self.index;
                 vm.with_gic(vcpu, host, |gic, lrs| gic.gicd_read(vcpu, offset, width, lrs))
             }
-            Target::Other(other) => self.load_other(other, width, host),
+            Target::Other(other) => self.other(other, width, None, host),
         };
         into.complete(value, &mut self.registers);
         Access::Done
     }
 
+    /// Serves an access to what has few: a store of a value, or a load, whose value it answers.
     #[inline(never)]
-    fn load_other<H: Host>(&mut self, target: Other, width: Width, host: &mut H) -> u64 {
+    fn other<H: Host>(
+        &mut self,
+        target: Other,
+        width: Width,
+        store: Option<u64>,
+        host: &mut H,
+    ) -> u64 {
         let vm = self.vm;
         let here = Some(self.index);
-        match target {
-            Other::Redistributor(_) => self.exits.gic += 1,
-            _ => self.exits.mmio += 1,
-        }
+        let mut loaded = 0;
         match target {
             Other::Redistributor(offset) => {
-                let width = width.bytes() as u32;
-                let vcpu = self.index;
-                vm.with_gic(vcpu, host, |gic, lrs| gic.gicr_read(vcpu, offset, width, lrs))
+                self.exits.gic += 1;
+                let (vcpu, width) = (self.index, width.bytes() as u32);
+                match store {
+                    None => {
+                        return vm.with_gic(vcpu, host, |gic, lrs| {
+                            gic.gicr_read(vcpu, offset, width, lrs)
+                        });
+                    }
+                    Some(value) => {
+                        vm.interrupt(vcpu, host, |gic, _| gic.gicr_write(offset, width, value));
+                    }
+                }
+                return 0;
             }
-            Other::Uart(offset) => vm.with_uart(here, host, |uart| uart.read(offset, width)),
-            Other::Rtc(offset) => vm.with_rtc(here, host, |rtc, now| rtc.read(offset, width, now)),
-            Other::Watchdog(frame, offset) => vm.with_watchdog(here, host, |watchdog, now| {
-                watchdog.read(frame, offset, width, now)
+            Other::Uart(offset) => {
+                let mut sent = None;
+                vm.with_uart(here, host, &mut |uart| match store {
+                    None => loaded = uart.read(offset, width),
+                    Some(value) => sent = uart.write(offset, width, value),
+                });
+                if let Some(byte) = sent {
+                    host.transmit(vm.number, byte);
+                }
+            }
+            Other::Rtc(offset) => vm.with_rtc(here, host, &mut |rtc, now| match store {
+                None => loaded = rtc.read(offset, width, now),
+                Some(value) => rtc.write(offset, width, value, now),
             }),
+            Other::Watchdog(frame, offset) => {
+                vm.with_watchdog(here, host, &mut |watchdog, now| match store {
+                    None => loaded = watchdog.read(frame, offset, width, now),
+                    Some(value) => watchdog.write(frame, offset, width, value, now),
+                });
+            }
         }
+        self.exits.mmio += 1;
+        loaded
     }
 
     /// Serves a store.
@@ -186,39 +217,10 @@ impl Vcpu<'_> {
                 let vcpu = self.index;
                 vm.interrupt(vcpu, host, |gic, _| gic.gicd_write(vcpu, offset, width, value));
             }
-            Target::Other(other) => self.store_other(other, width, value, host),
+            Target::Other(other) => {
+                self.other(other, width, Some(value), host);
+            }
         }
         Access::Done
-    }
-
-    #[inline(never)]
-    fn store_other<H: Host>(&mut self, target: Other, width: Width, value: u64, host: &mut H) {
-        let vm = self.vm;
-        let here = Some(self.index);
-        match target {
-            Other::Redistributor(offset) => {
-                self.exits.gic += 1;
-                let width = width.bytes() as u32;
-                vm.interrupt(self.index, host, |gic, _| gic.gicr_write(offset, width, value));
-            }
-            Other::Uart(offset) => {
-                self.exits.mmio += 1;
-                if let Some(byte) =
-                    vm.with_uart(here, host, |uart| uart.write(offset, width, value))
-                {
-                    host.transmit(vm.number, byte);
-                }
-            }
-            Other::Rtc(offset) => {
-                self.exits.mmio += 1;
-                vm.with_rtc(here, host, |rtc, now| rtc.write(offset, width, value, now));
-            }
-            Other::Watchdog(frame, offset) => {
-                self.exits.mmio += 1;
-                vm.with_watchdog(here, host, |watchdog, now| {
-                    watchdog.write(frame, offset, width, value, now);
-                });
-            }
-        }
     }
 }

@@ -182,9 +182,9 @@ impl Manager {
             let stood = host.now().0.saturating_sub(since.0);
             let behind = vm.life.behind().after(Ticks(stood));
             vm.life.set_behind(behind);
-            vm.with_watchdog(None, host, |watchdog, _| watchdog.resume(behind));
+            vm.with_watchdog(None, host, &mut |watchdog, _| watchdog.resume(behind));
         } else {
-            vm.with_watchdog(None, host, |_, _| ());
+            vm.with_watchdog(None, host, &mut |_, _| ());
         }
         vm.life.set(State::Running);
         vm.nudge_all(host);
@@ -327,7 +327,7 @@ impl Manager {
         let _ = vm.vcpus.turn_on(VcpuIndex::BOOT, start);
         self.started = host.now();
         vm.life.set_behind(self.started);
-        vm.with_watchdog(None, host, |watchdog, now| watchdog.reset(now));
+        vm.with_watchdog(None, host, &mut |watchdog, now| watchdog.reset(now));
         self.phase = Phase::Settled;
         vm.life.has_started();
         let _ = vm.life.change(|course| {

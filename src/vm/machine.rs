@@ -423,60 +423,59 @@ impl<'m> Vm<'m> {
     /// Input for the console. `false`, and nothing is taken, if it has no room;
     /// [`Host::input_wanted`] tells when it has.
     pub fn receive<H: Host>(&self, byte: u8, here: Option<VcpuIndex>, host: &mut H) -> bool {
-        self.with_uart(here, host, |uart| uart.wants_input() && uart.push(byte))
+        let mut taken = false;
+        self.with_uart(here, host, &mut |uart| taken = uart.wants_input() && uart.push(byte));
+        taken
     }
 
     /// Works on the UART, and passes on what that did to its interrupt line and to its room for
     /// input. The interrupt controller hears of the line before another vCPU can change it again.
-    #[inline]
-    pub(super) fn with_uart<H: Host, T>(
+    pub(super) fn with_uart<H: Host>(
         &self,
         here: Option<VcpuIndex>,
         host: &mut H,
-        work: impl FnOnce(&mut Pl011) -> T,
-    ) -> T {
+        work: &mut dyn FnMut(&mut Pl011),
+    ) {
         let mut uart = self.uart.lock();
         let (line, room) = (uart.interrupt_line(), uart.wants_input());
-        let result = work(&mut uart);
+        work(&mut uart);
         if uart.interrupt_line() != line {
             self.set_line(layout::UART_SPI, !line, here, host);
         }
         if !room && uart.wants_input() {
             host.input_wanted();
         }
-        result
     }
 
     /// Works on the clock, passes on what its interrupt line now is, and has the core come back when
     /// its alarm is due.
-    pub(super) fn with_rtc<H: Host, T>(
+    pub(super) fn with_rtc<H: Host>(
         &self,
         here: Option<VcpuIndex>,
         host: &mut H,
-        work: impl FnOnce(&mut Pl031, Ticks) -> T,
-    ) -> T {
+        work: &mut dyn FnMut(&mut Pl031, Ticks),
+    ) {
         let now = host.now();
         let mut rtc = self.rtc.lock();
-        let result = work(&mut rtc, now);
+        work(&mut rtc, now);
         self.set_line(layout::RTC_SPI, rtc.interrupt_line(now), here, host);
         if let Some(deadline) = rtc.deadline(now) {
             host.wake_at(deadline);
         }
-        result
     }
 
     /// Works on the watchdog, passes on what it then signals, and has the core come back when it would
     /// expire. The second expiry resets this machine.
-    pub(super) fn with_watchdog<H: Host, T>(
+    pub(super) fn with_watchdog<H: Host>(
         &self,
         here: Option<VcpuIndex>,
         host: &mut H,
-        work: impl FnOnce(&mut Watchdog, Ticks) -> T,
-    ) -> T {
+        work: &mut dyn FnMut(&mut Watchdog, Ticks),
+    ) {
         let now = host.now();
         let mut watchdog = self.watchdog.lock();
         let (line, over) = watchdog.signals();
-        let result = work(&mut watchdog, now);
+        work(&mut watchdog, now);
         let new_line = watchdog.interrupt_line(now);
         if new_line != line {
             self.set_line(layout::WATCHDOG_SPI, new_line, here, host);
@@ -488,16 +487,15 @@ impl<'m> Vm<'m> {
         if let Some(deadline) = watchdog.deadline(now) {
             host.wake_at(deadline);
         }
-        result
     }
 
     /// A time that was asked for by [`Host::wake_at`] or [`Host::keep_polling`] has come, or
     /// another one. To be followed by [`Self::poll`].
     pub fn on_timer<H: Host>(&self, here: Option<VcpuIndex>, host: &mut H) {
-        self.with_rtc(here, host, |_, _| ());
+        self.with_rtc(here, host, &mut |_, _| ());
         // That of a machine that stands still waits until it goes on: see the manager of its life.
         if self.life.may_run() {
-            self.with_watchdog(here, host, |_, _| ());
+            self.with_watchdog(here, host, &mut |_, _| ());
         }
         if self.has_work_in_flight() {
             host.keep_polling();
@@ -526,8 +524,8 @@ impl<'m> Vm<'m> {
             self.after_work(slot, &mut device, None, host);
         }
         if quiet {
-            self.with_uart(None, host, |uart| *uart = Pl011::new());
-            self.with_rtc(None, host, Pl031::reset);
+            self.with_uart(None, host, &mut |uart| *uart = Pl011::new());
+            self.with_rtc(None, host, &mut Pl031::reset);
             self.gic.lock().reset_unloaded();
         }
         quiet
