@@ -50,6 +50,8 @@ whole_disk_is_filled() {
 runs_once a_disk_filled_at_random_by_a_packed_ring_keeps_what_was_flushed_across_a_reset \
     two_guests_fill_their_partitions_at_once_and_each_keeps_what_it_flushed \
     files_that_linux_has_synced_outlive_a_power_cut \
+    files_that_linux_has_not_flushed_are_lost_in_a_power_cut \
+    a_disk_that_stops_in_the_midst_of_a_workload_and_goes_on_has_all_of_it \
     a_shared_disk_that_stops_answering_fails_what_waited_too_long_and_nothing_else
 
 test_a_disk_filled_at_random_keeps_what_was_flushed_across_a_reset() { whole_disk_is_filled split; }
@@ -79,22 +81,26 @@ bytes() {
 }
 
 # make_qcow2 FILE BACKING MIB: an empty qcow2 over a raw image, in clusters of 4 KiB (version 2 of the format: header, L1
-# table, refcount table and its first block, each a cluster). QEMU holds the tables of what it has written in its own
-# memory until a flush: to kill it loses what was not flushed, as to cut the power of a disk with a cache does.
+# table, refcount table, refcount blocks for 8 MiB each, L2 tables for 2 MiB each). QEMU holds the tables of what it has
+# written in its own memory until a flush, as all tables are there from the beginning: to kill it loses what was not
+# flushed, as to cut the power of a disk with a cache does.
 make_qcow2() {
-    local name=${2##*/}
+    local name=${2##*/} tables=$((($3 + 1) / 2)) blocks=$(($3 / 8 + 1)) i
     {
         printf '%b' "QFI\\xfb$(bytes 2 4)$(bytes 512 8)$(bytes ${#name} 4)$(bytes 12 4)$(bytes $(($3 * MIB)) 8)$(bytes 0 4)"
-        printf '%b' "$(bytes $((($3 + 1) / 2)) 4)$(bytes 4096 8)$(bytes 8192 8)$(bytes 1 4)$(bytes 0 4)$(bytes 0 8)"
+        printf '%b' "$(bytes "$tables" 4)$(bytes 4096 8)$(bytes 8192 8)$(bytes 1 4)$(bytes 0 4)$(bytes 0 8)"
         # The format of what is below; the end of such extensions.
         printf '%b' "$(bytes $((0xe2792aca)) 4)$(bytes 3 4)raw$(bytes 0 5)$(bytes 0 4)"
     } >"$1"
     printf '%s' "$name" | dd of="$1" bs=512 seek=1 conv=notrunc status=none
+    truncate -s 4096 -- "$1"
+    # Bit 63: nobody else has the table.
+    for ((i = 0; i < tables; i++)); do printf '%b' "$(bytes $((1 << 63 | (3 + blocks + i) * 4096)) 8)"; done >>"$1"
     truncate -s 8192 -- "$1"
-    printf '%b' "$(bytes 12288 8)" >>"$1"
+    for ((i = 0; i < blocks; i++)); do printf '%b' "$(bytes $(((3 + i) * 4096)) 8)"; done >>"$1"
     truncate -s 12288 -- "$1"
-    printf '%b' "$(bytes 1 2)$(bytes 1 2)$(bytes 1 2)$(bytes 1 2)" >>"$1"
-    truncate -s 16384 -- "$1"
+    for ((i = 0; i < 3 + blocks + tables; i++)); do printf '\0\1'; done >>"$1"
+    truncate -s $(((3 + blocks + tables) * 4096)) -- "$1"
 }
 
 # commit_qcow2 FILE: what it holds is written to the image below it.
@@ -118,21 +124,21 @@ durable_files() { # durable_files ROUND
         done' "$1"
 }
 
-# cut_power ROUND OPTIONS...: runs durable_files and kills QEMU at some point of it; $dir/kept grows by what was reported.
+# cut_power ROUND [COMMAND]: runs durable_files, after COMMAND, and kills QEMU at some point of it; $dir/kept grows by what
+# was reported.
 cut_power() {
     local round=$1 run i
-    shift
     rm -f -- "$dir/pid"
-    run_guest --net none --disk "$dir/disk.qcow2" --file "$dir/kept" -c "$(durable_files "$round")" "$@" \
+    run_guest --net none --disk "$dir/disk.qcow2" --file "$dir/kept" -c "${2-} $(durable_files "$round")" \
         -- -pidfile "$dir/pid" >"$dir/out.$round" 2>&1 &
     run=$!
-    # Not before there is something to lose.
-    for ((i = 0; i < 900; i++)); do
+    # Not before there is something to lose; qemu/run gives up first.
+    for ((i = 0; i < 3000; i++)); do
         if grep -qs '^kept .* whole$' "$dir/out.$round" || ! kill -0 "$run" 2>/dev/null; then break; fi
         sleep 0.1
     done
     sleep "$((RANDOM % 3)).$((RANDOM % 10))"
-    kill -9 "$(<"$dir/pid")"
+    if [[ -e $dir/pid ]]; then kill -9 "$(<"$dir/pid")"; fi
     wait "$run" || true
     expect_text "$dir/out.$round" "whole so far: $(wc -l <"$dir/kept")"
     # A line that is not whole was cut off.
@@ -143,22 +149,26 @@ cut_power() {
     echo "round $round: $(wc -l <"$dir/reported") files were reported"
 }
 
-# power_cuts COUNT OPTIONS...: so many power cuts of one disk. After each the file system is in order once its journal is
-# replayed, and every file ever reported is whole, both on the host and for the next boot of the guest.
+# take_files: the disk as the power cut has left it, its journal replayed, in $dir/replayed.ext4, and its files in $dir/files.
+take_files() {
+    commit_qcow2 "$dir/disk.qcow2" >"$dir/commit"
+    cp --sparse=always -- "$dir/disk.ext4" "$dir/replayed.ext4"
+    e2fsck -fy -E journal_only -- "$dir/replayed.ext4" >/dev/null || true
+    rm -rf -- "$dir/files" && mkdir -- "$dir/files"
+    debugfs -R "rdump / $dir/files" -- "$dir/replayed.ext4" >/dev/null 2>&1
+}
+
+# power_cuts COUNT: so many power cuts of one disk. After each the file system is in order once its journal is replayed, and
+# every file ever reported is whole, both on the host and for the next boot of the guest.
 power_cuts() {
     local count=$1 round image=$dir/disk.ext4
-    shift
     make_ext4 "$image" 256M
     : >"$dir/kept"
     for ((round = 1; round <= count; round++)); do
         make_qcow2 "$dir/disk.qcow2" "$image" 256
-        cut_power "$round" "$@"
-        commit_qcow2 "$dir/disk.qcow2" >"$dir/commit"
-        cp --sparse=always -- "$image" "$dir/replayed.ext4"
-        e2fsck -fy -E journal_only -- "$dir/replayed.ext4" >/dev/null || true
+        cut_power "$round"
+        take_files
         e2fsck -fn -- "$dir/replayed.ext4"
-        rm -rf -- "$dir/files" && mkdir -- "$dir/files"
-        debugfs -R "rdump / $dir/files" -- "$dir/replayed.ext4" >/dev/null 2>&1
         (cd -- "$dir/files" && sha256sum --quiet -c "$dir/kept")
     done
     run_guest --net none --disk "$image" --file "$dir/kept" -c 'cd /mnt && sha256sum -s -c /job/kept && echo "all are whole"' |
@@ -170,6 +180,60 @@ power_cuts() {
 
 # More of them, of a run that may take longer: SPARKLER_POWER_CUTS.
 test_files_that_linux_has_synced_outlive_a_power_cut() { power_cuts "${SPARKLER_POWER_CUTS:-4}"; }
+
+# Would it be seen if they did not? Of a Linux that is told that the disk has no cache, and sends no flush, no file is there.
+test_files_that_linux_has_not_flushed_are_lost_in_a_power_cut() {
+    local file
+    make_ext4 "$dir/disk.ext4" 256M
+    : >"$dir/kept"
+    make_qcow2 "$dir/disk.qcow2" "$dir/disk.ext4" 256
+    cut_power 1 'echo "write through" >/sys/block/vda/queue/write_cache || exit 1;'
+    take_files
+    while read -r _ file; do
+        if [[ -e $dir/files/$file ]]; then echo "$file is there" && return 1; fi
+    done <"$dir/kept"
+}
+
+# The guest writes file after file past its cache, again and again what does not succeed, while the disk stops and goes on.
+test_a_disk_that_stops_in_the_midst_of_a_workload_and_goes_on_has_all_of_it() {
+    local run
+    make_blank "$dir/disk.raw" 64M
+    raw_disk "$dir/disk.raw" '' ,cache=writeback
+    mkfifo "$dir/monitor.in" "$dir/monitor.out"
+    run_guest --net none --disk none --timeout 300 -c '
+        dd if=/dev/urandom of=/data bs=1M count=32 2>/dev/null
+        piece() {
+            until dd if=$1 of=$2 bs=64k skip=$n seek=$n count=1 conv=notrunc,fsync $3 2>/dev/null; do
+                failed=$((failed + 1))
+                echo "failed: piece $n"
+                sleep 1
+            done
+        }
+        failed=0 n=0
+        echo "the workload begins"
+        while [ $n -lt 512 ]; do
+            piece /data /dev/vda oflag=direct
+            # Of ten pieces one is read again at once.
+            if [ $((n % 10)) = 0 ]; then piece /dev/vda /back iflag=direct; fi
+            n=$((n + 1))
+            if [ $n = 100 ]; then echo "100 pieces"; fi
+        done
+        echo 3 >/proc/sys/vm/drop_caches
+        [ "$(head -c 33554432 /dev/vda | sha256sum)" = "$(sha256sum </data)" ] || exit 1
+        echo "$failed failures; $(sha256sum </data)"' \
+        -- "${disk_args[@]}" -chardev "pipe,id=monitor,path=$(qemu_value "$dir/monitor")" -mon chardev=monitor >"$dir/out" 2>&1 &
+    run=$!
+    cat "$dir/monitor.out" >"$dir/monitor.log" &
+    exec 4>"$dir/monitor.in"
+    wait_for_text "$dir/out" '100 pieces'
+    echo 'block_set_io_throttle disk0 1 0 0 0 0 0' >&4
+    wait_for_text "$dir/out" 'failed: piece'
+    echo 'block_set_io_throttle disk0 0 0 0 0 0 0' >&4
+    wait "$run" || { cat -- "$dir/out" && return 1; }
+    cat -- "$dir/out"
+    expect_text "$dir/out" 'resetting the device'
+    grep -Eq "^[1-9][0-9]* failures; $(head -c 33554432 "$dir/disk.raw" | sha256sum)" "$dir/out"
+}
 
 test_a_shared_disk_that_stops_answering_fails_what_waited_too_long_and_nothing_else() {
     local run
