@@ -2,10 +2,10 @@
 # The kernel modules a guest may need, and the indexes modprobe reads. The kernel package leaves the indexes
 # to a tool that runs at installation; the few lines needed are made here from the modules themselves.
 
-# Drivers for the devices sparkler serves, and what a disk and a network need. Dependencies follow.
+# Drivers for the devices sparkler serves, and what a disk and a network with VLANs need. Dependencies follow.
 guest_modules=(
     virtio_mmio virtio_blk virtio_net virtio_console virtio-rng virtio_balloon
-    vmw_vsock_virtio_transport af_packet ext4 crc32c_generic sbsa_gwdt
+    vmw_vsock_virtio_transport af_packet 8021q ext4 crc32c_generic sbsa_gwdt
 )
 
 module_info() { # module_info FILE FIELD: the values of FIELD in the module's .modinfo section

@@ -128,6 +128,92 @@ test_a_vlan_is_kept_from_another_and_isolated_ports_from_each_other() {
     expect_equal guests 2 "$(grep -c 'kept apart' "$dir/out")"
 }
 
+# Alice has VLANs 10 and 20 by tags on one port; bob has a port in each of them, where there are no tags.
+test_a_trunk_carries_the_vlans_of_access_ports() {
+    net_vms alice= 'bob=vlan = <10>; + vlan = <20>;'
+    run_guest --vms "$dir/vms.dts" --net none --timeout 300 -c "$net_words"'
+        mkdir /srv
+        dd if=/dev/urandom of=/srv/file bs=1M count=16 2>/dev/null
+        md5sum /srv/file | cut -d " " -f 1 >/srv/sum
+        case $VM_NAME in
+        alice)
+            me=1 other=2
+            modprobe 8021q
+            for vlan in 10 20; do
+                ip link add link eth0 name eth0.$vlan type vlan id $vlan
+                ip link set eth0.$vlan up
+                ip addr add 192.168.$vlan.1/24 dev eth0.$vlan
+            done
+            ip addr add 192.168.7.1/24 dev eth0
+            ;;
+        bob)
+            me=2 other=1
+            ip addr add 192.168.10.2/24 dev eth0
+            ip addr add 192.168.7.2/24 dev eth0
+            ip addr add 192.168.20.2/24 dev eth1
+            ;;
+        esac
+        httpd -p 80 -h /srv
+        for vlan in 10 20; do
+            reach 192.168.$vlan.$other
+            ping -c 3 -W 2 192.168.$vlan.$other
+            # With segments for the switch to cut or to carry, in both directions.
+            until wget -q -O /sum http://192.168.$vlan.$other/sum; do sleep 1; done
+            wget -q -O - http://192.168.$vlan.$other/file | md5sum | cut -d " " -f 1 >/mine
+            cmp /sum /mine
+            echo "the sums of VLAN $vlan are the same"
+        done
+        # Without a tag it is nobody of a VLAN.
+        if ping -c 3 -W 1 192.168.7.$other >/dev/null; then echo "into a VLAN without a tag"; exit 1; fi
+        echo "kept apart"
+        sleep 10' | tee "$dir/out"
+    expect_equal answers 4 "$(grep -c '3 packets transmitted, 3 packets received' "$dir/out")"
+    expect_equal sums 4 "$(grep -c 'the sums of VLAN [12]0 are the same' "$dir/out")"
+    expect_equal guests 2 "$(grep -c 'kept apart' "$dir/out")"
+}
+
+# The guest sends to itself by way of the device: it has to forget that the address is its own, until a frame comes in.
+test_what_a_guest_sends_to_a_loopback_comes_back() {
+    net_vms alice=
+    sed -i 's/"switch"/"loopback"/' "$dir/vms.dts"
+    run_guest --vms "$dir/vms.dts" --timeout 200 -c '
+        set -e
+        ip addr add 192.168.7.1/24 dev eth0
+        echo 1 >/proc/sys/net/ipv4/conf/eth0/accept_local
+        echo 0 >/proc/sys/net/ipv4/conf/all/rp_filter
+        echo 0 >/proc/sys/net/ipv4/conf/eth0/rp_filter
+        ip route add 192.168.7.1 dev eth0 src 192.168.7.1 table 100
+        ip rule add pref 10 iif eth0 lookup local
+        ip rule add pref 20 to 192.168.7.1 lookup 100
+        ip rule add pref 30 lookup local
+        ip rule del pref 0
+        arp -i eth0 -s 192.168.7.1 "$(cat /sys/class/net/eth0/address)"
+        received() { cat /sys/class/net/eth0/statistics/rx_bytes; }
+        before=$(received)
+        ping -c 5 -W 2 -s 1400 192.168.7.1
+        mkdir /srv
+        dd if=/dev/urandom of=/srv/file bs=1M count=16 2>/dev/null
+        httpd -p 80 -h /srv
+        test "$(wget -q -O - http://192.168.7.1/file | md5sum)" = "$(md5sum </srv/file)"
+        test $(($(received) - before)) -gt 16777216
+        echo "all has come back"' | tee "$dir/out"
+    expect_text "$dir/out" '5 packets transmitted, 5 packets received'
+    expect_text "$dir/out" 'all has come back'
+}
+
+# As many machines and queues as there can be.
+test_eight_machines_have_four_pairs_of_queues_each() {
+    local vm vms=''
+    for vm in 0 1 2 3 4 5 6 7; do
+        vms+=$(tiny_vm "vm$vm" 4 '0 1 2 3' 'net0 { compatible = "sparkler,virtio-net"; backend = "switch"; queue-pairs = <4>; };
+            disk { compatible = "sparkler,virtio-block"; backend = "null"; };' "${SYSTEM_OFF[@]}")
+    done
+    vms_fragment "$vms"
+    run_guest --vms "$dir/vms.dts" --timeout 100 | tee "$dir/out"
+    for vm in 0 1 2 3 4 5 6 7; do expect_text "$dir/out" "vm$vm: off at tick"; done
+    ! grep -E 'not built|too small' "$dir/out"
+}
+
 test_without_a_card_guests_still_reach_each_other() {
     run_guest --vms two-linux --net none --timeout 200 -c "$net_words"'
         case $VM_NAME in alice) me=1 other=2 ;; bob) me=2 other=1 ;; esac

@@ -88,7 +88,8 @@ readonly SPIN=(d5034fdf 14000000)
 readonly DELAY=(d2a08000 f1000400 54ffffe1)
 # CPU_OFF: movz w0, #2; movk w0, #0x8400, lsl #16; hvc #0
 readonly CPU_OFF=(52800040 72b08000 d4000002)
-# SYSTEM_RESET, as above with 9.
+# SYSTEM_OFF and SYSTEM_RESET, as above with 8 and 9.
+readonly SYSTEM_OFF=(52800100 72b08000 d4000002)
 readonly SYSTEM_RESET=(52800120 72b08000 d4000002)
 # CPU_ON of CPUs 1 to 3: adr x20, .+68 (what follows DELAY and SYSTEM_RESET); mov x21, #1; movz w0, #3;
 # movk w0, #0xc400, lsl #16; mov x1, x21; mov x2, x20; mov x3, x21; hvc #0; add x21, x21, #1; cmp x21, #4; b.ne .-32
