@@ -220,8 +220,12 @@ fn answer(seat: &mut Seat, intid: u32) {
         Source::VirtioMmio(registers) => {
             // Somebody else may have collected already what it rings for, however often. Then an edge is
             // over, and a level line that is all right drops with the acknowledgement.
-            let rings = doorbell.edge || registers.read32_relaxed(INTERRUPT_STATUS) != 0;
+            let causes = registers.read32_relaxed(INTERRUPT_STATUS);
+            let rings = doorbell.edge || causes != 0;
             registers.write32_relaxed(INTERRUPT_ACK, ALL_CAUSES);
+            if causes & CONFIGURATION != 0 {
+                seat.each_vm(|vm, here, core| vm.backend_changed(here, core));
+            }
             let mut useful = match doorbell.shared {
                 Some(shared) => shared.collect(seat.core.now(), this_core() as u8),
                 None => false,

@@ -172,6 +172,15 @@ pub enum SubmitError {
     Unsupported,
 }
 
+/// Why a medium was not changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MediumError {
+    /// There is no such medium, or it cannot be changed at all.
+    Missing,
+    /// Another is inside.
+    Occupied,
+}
+
 /// How a request ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BlockStatus {
@@ -185,7 +194,8 @@ pub enum BlockStatus {
 
 /// A disk that is polled, by whichever core works on the device in front of it, one at a time.
 pub trait BlockBackend<'m>: Send {
-    /// What the disk is. Constant while requests are in flight, but that its capacity may grow.
+    /// What the disk is. Constant while requests are in flight, but for its capacity, which may grow,
+    /// and be another when the medium is.
     fn info(&self) -> BlockInfo;
 
     /// Takes a request. It may start at once or at the next [`Self::kick`]; it ends with exactly
@@ -210,6 +220,18 @@ pub trait BlockBackend<'m>: Send {
     /// that has failed and cannot be made to let go: that memory must not be put to another use.
     fn dma_stopped(&self) -> bool {
         true
+    }
+
+    /// The hardware says that it is not what it was: what [`Self::info`] tells is to be read anew.
+    fn refresh(&mut self) {}
+
+    /// Takes the medium out, or puts the one of this number in. Requests in flight end where they are.
+    ///
+    /// # Errors
+    /// [`MediumError`]: nothing has changed.
+    fn change_medium(&mut self, medium: Option<u8>) -> Result<(), MediumError> {
+        let _ = medium;
+        Err(MediumError::Missing)
     }
 }
 
@@ -237,6 +259,14 @@ impl<'m, B: BlockBackend<'m> + ?Sized> BlockBackend<'m> for &mut B {
 
     fn dma_stopped(&self) -> bool {
         (**self).dma_stopped()
+    }
+
+    fn refresh(&mut self) {
+        (**self).refresh();
+    }
+
+    fn change_medium(&mut self, medium: Option<u8>) -> Result<(), MediumError> {
+        (**self).change_medium(medium)
     }
 }
 

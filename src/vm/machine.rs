@@ -238,6 +238,18 @@ impl<'m> Vm<'m> {
         }
     }
 
+    /// Something of the board's is not what it was: the devices look whether they are concerned.
+    #[cold]
+    #[inline(never)]
+    pub fn backend_changed<H: Host>(&self, here: Option<VcpuIndex>, host: &mut H) {
+        let now = host.now();
+        for (slot, device) in self.slots.iter().enumerate() {
+            let mut device = device.lock();
+            device.backend_changed(now);
+            self.after_work(slot, &mut device, here, host);
+        }
+    }
+
     /// Changes the device in a slot, whichever core its machine's vCPUs are on.
     ///
     /// # Errors

@@ -465,6 +465,8 @@ pub(super) struct Held {
     pub(super) polls: usize,
     /// It has failed, and does not let go of its requests' memory.
     pub(super) stuck: bool,
+    /// Sectors it has beyond those it began with.
+    pub(super) grown: u64,
 }
 
 /// A disk that finishes requests when a test says so. They move no data.
@@ -486,7 +488,12 @@ impl HeldDisk {
 
 impl BlockBackend<'static> for HeldDisk {
     fn info(&self) -> BlockInfo {
-        BlockInfo { flush: true, max_segments: 8, depth: 8, ..BlockInfo::new(64) }
+        BlockInfo {
+            flush: true,
+            max_segments: 8,
+            depth: 8,
+            ..BlockInfo::new(64 + self.get().grown)
+        }
     }
     fn submit(&mut self, request: BlockRequest<'_, 'static>, _: Ticks) -> Result<(), SubmitError> {
         self.get().waiting.push_back(request.tag);

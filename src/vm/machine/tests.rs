@@ -296,6 +296,22 @@ fn a_device_is_polled_until_its_last_request_is_back_and_no_longer() {
 }
 
 #[test]
+fn a_disk_that_grows_interrupts_the_guest_when_the_board_says_that_something_has_changed() {
+    let (mut machine, disks, _drivers) = two_disks();
+    let look = |machine: &mut Machine| {
+        machine.vm.backend_changed(Some(machine.vcpu.index), &mut machine.host);
+    };
+    look(&mut machine);
+    assert_eq!(machine.host.lrs.pending(), []);
+    disks[1].get().grown = 36;
+    assert_eq!(machine.get(Machine::virtio(1, 0x100)), 64);
+    look(&mut machine);
+    assert_eq!(machine.host.lrs.pending(), [VIRTIO_INTID + 1]);
+    assert_eq!(machine.get(Machine::virtio(1, 0x100)), 100);
+    assert_eq!(machine.get(Machine::virtio(0, 0x100)), 64);
+}
+
+#[test]
 fn the_timer_asks_for_itself_again_while_requests_are_in_flight() {
     let (mut machine, disks, mut drivers) = two_disks();
     request(&mut machine, &mut drivers[1], 1);

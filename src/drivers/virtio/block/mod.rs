@@ -336,4 +336,8 @@ impl<'m, R: Registers + Send> BlockBackend<'m> for VirtioBlk<'m, R> {
     fn dma_stopped(&self) -> bool {
         Self::dma_stopped(self)
     }
+
+    fn refresh(&mut self) {
+        self.update_capacity();
+    }
 }

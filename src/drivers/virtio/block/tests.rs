@@ -854,6 +854,10 @@ fn a_capacity_that_changes_is_found_when_it_is_looked_for() {
     device.set().config[1] = 2;
     assert!(!disk.update_capacity());
     assert_eq!(disk.info().sectors, 1 << 32 | SECTORS);
+    // As a block device asks for it.
+    device.set().restless_config = false;
+    disk.refresh();
+    assert_eq!(disk.info().sectors, 2 << 32 | SECTORS);
 }
 
 /// Something done to a disk.

@@ -192,6 +192,7 @@ impl<'m> VirtioDevice<'m> for Block<'_, 'm> {
 
     fn backend_changed(&mut self, context: &mut Context<'_, 'm>) {
         let requests = &mut self.requests;
+        requests.backend.refresh();
         let sectors = requests.backend.info().sectors.min(requests.max_sectors);
         if sectors != requests.info.sectors {
             requests.info.sectors = sectors;
