@@ -13,6 +13,7 @@ use super::core::Core;
 use super::smp::{MAX_CORES, this_core};
 use super::{barrier, console, timer};
 use crate::backend::clock::Frequency;
+use crate::backend::switch::{Counter, Switch};
 use crate::console::LOG_LEN;
 use crate::gic::VcpuIndex;
 use crate::monitor::{
@@ -41,6 +42,8 @@ pub struct Inventory {
     pub cores: [Option<BoardCore>; MAX_CORES],
     /// Its memory.
     pub memory: MemoryInfo,
+    /// The switch between its machines, if there is one.
+    pub switch: Option<&'static Switch<'static>>,
 }
 
 static INVENTORY: spin::Once<Inventory> = spin::Once::new();
@@ -175,6 +178,15 @@ impl Operator for BoardOperator<'_> {
             running: running.map(|runs| (runs & 0xff, runs >> 8)),
             switches: record.switches.load(Ordering::Relaxed),
         })
+    }
+
+    fn uplink(&self, visit: &mut dyn FnMut(&'static str, u64)) {
+        if let Some(switch) = INVENTORY.get().and_then(|inventory| inventory.switch) {
+            // Not the card's own, which are behind a lock.
+            for &(counter, name) in Counter::ALL {
+                visit(name, switch.counter(None, counter));
+            }
+        }
     }
 
     fn memory(&self) -> MemoryInfo {

@@ -242,7 +242,7 @@ impl Builder {
             free: bytes(free.free()),
         };
         let cores = self.cores.of_board(self.board);
-        Inventory { machines: self.machines.clone(), cores, memory }
+        Inventory { machines: self.machines.clone(), cores, memory, switch: self.network.switch() }
     }
 
     /// The seat of a core, made if it is not there yet.

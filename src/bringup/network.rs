@@ -41,6 +41,11 @@ impl Network {
         Self { slot, ..Self::default() }
     }
 
+    /// The switch, if there is one.
+    pub(super) fn switch(&self) -> Option<&'static Switch<'static>> {
+        self.switch
+    }
+
     /// A device as `node` wants it, in slot `slot` of machine `machine`, whose home is `core`; with the
     /// doorbell of the card, the first time. `None` if EL2 has too little memory, or the switch no port.
     pub(super) fn device(

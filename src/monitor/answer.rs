@@ -236,10 +236,37 @@ fn stats(name: Option<&str>, operator: &dyn Operator, out: &mut dyn Write) -> fm
                     write!(out, " {name}={},{}", Limit(limits.bytes), Limit(limits.requests))?;
                 }
             }
+            write!(out, " merge={}", device.merged)?;
+            for (at, (reason, count)) in device.drops.iter().enumerate() {
+                if *count != 0 {
+                    out.write_str(if at == 0 { " drop=" } else { "," })?;
+                    word(reason, *count, ':', out)?;
+                }
+            }
             out.write_char('\n')
         })?;
     }
-    Ok(())
+    if only.is_some() {
+        return Ok(());
+    }
+    let (mut result, mut any) = (Ok(()), false);
+    operator.uplink(&mut |name, count| {
+        if count != 0 && result.is_ok() {
+            let first = !core::mem::replace(&mut any, true);
+            result = out.write_str(if first { "uplink: " } else { " " });
+            result = result.and_then(|()| word(name, count, '=', out));
+        }
+    });
+    result?;
+    out.write_str(if any { "\n" } else { "" })
+}
+
+/// A counter, its name as one word.
+fn word(name: &str, count: u64, between: char, out: &mut dyn Write) -> fmt::Result {
+    for letter in name.chars().filter(|letter| *letter != ':') {
+        out.write_char(if letter == ' ' { '_' } else { letter })?;
+    }
+    write!(out, "{between}{count}")
 }
 
 fn cores(operator: &dyn Operator, out: &mut dyn Write) -> fmt::Result {

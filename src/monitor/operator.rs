@@ -48,6 +48,9 @@ impl VmInfo<'static> {
     }
 }
 
+/// What can be the reason for a frame's drop, and some more.
+const MAX_DROPS: usize = 12;
+
 /// A virtio device at a glance. Counters count from when the device was made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DeviceInfo {
@@ -78,6 +81,10 @@ pub struct DeviceInfo {
     pub latencies: Histogram,
     /// What it may do: to the guest, and from it.
     pub limits: [Limits; 2],
+    /// Buffers given back to the driver without an interrupt of their own.
+    pub merged: u64,
+    /// Frames dropped, each with the reason; the rest is 0.
+    pub drops: [(&'static str, u64); MAX_DROPS],
 }
 
 impl DeviceInfo {
@@ -97,8 +104,23 @@ impl DeviceInfo {
             latency_max: 0,
             latencies: device.latencies().copied().unwrap_or_default(),
             limits: [device.limits(Direction::In), device.limits(Direction::Out)],
+            merged: 0,
+            drops: [("", 0); MAX_DROPS],
         };
+        let mut drops = 0;
         device.statistics(&mut |name, value| {
+            if let "requests" | "tx_frames" | "tx_bad_header" | "tx_bad_length" | "rx_buffers"
+            | "commands" = name
+            {
+                info.merged = info.merged.wrapping_add(value);
+            }
+            let reason = name.strip_prefix("dropped: ").or_else(|| name.strip_prefix("tx_bad_"));
+            if let (Some(reason), Some(place)) = (reason, info.drops.get_mut(drops))
+                && value != 0
+            {
+                *place = (reason, value);
+                drops += 1;
+            }
             let counter = match name {
                 "requests" | "tx_frames" | "rx_frames" => &mut info.requests,
                 // Its filter does not want what is flooded to all.
@@ -113,6 +135,7 @@ impl DeviceInfo {
             };
             *counter = counter.wrapping_add(value);
         });
+        info.merged = info.merged.saturating_sub(info.interrupts);
         info
     }
 
@@ -239,6 +262,10 @@ pub trait Operator {
     fn exits(&self, vm: usize, vcpu: usize) -> Option<ExitCounts>;
     /// The device in a VM's virtio slot.
     fn device(&self, vm: usize, slot: usize) -> Option<DeviceInfo>;
+    /// Counters of the switch's uplink, if there is one.
+    fn uplink(&self, visit: &mut dyn FnMut(&'static str, u64)) {
+        let _ = visit;
+    }
     /// The core of this number.
     fn core(&self, core: usize) -> Option<CoreInfo>;
     /// The board's memory.
@@ -301,10 +328,14 @@ mod tests {
         }
     }
 
-    fn seen(counters: &'static [(&'static str, u64)]) -> [u64; 4] {
+    fn info(counters: &'static [(&'static str, u64)]) -> DeviceInfo {
         let ram = HostRam::new(0x1000);
         let mut device = Counting(counters);
-        let info = DeviceInfo::of(&MmioTransport::new(&mut device, guest_memory(&ram)));
+        DeviceInfo::of(&MmioTransport::new(&mut device, guest_memory(&ram)))
+    }
+
+    fn seen(counters: &'static [(&'static str, u64)]) -> [u64; 4] {
+        let info = info(counters);
         [info.requests, info.errors, info.bytes_in, info.bytes_out]
     }
 
@@ -329,6 +360,18 @@ mod tests {
             ("dropped: filtered", 100),
             ("dropped: no buffer", 8),
         ];
-        assert_eq!(seen(Box::leak(Box::new(net))), [12, 15, 420, 300]);
+        let net = Box::leak(Box::new(net));
+        assert_eq!(seen(net), [12, 15, 420, 300]);
+        let info = info(net);
+        // What was sent, in whatever way it ended, and what was filled.
+        assert_eq!(info.merged, 5 + 1 + 2 + 9);
+        let drops = [
+            ("header", 1),
+            ("length", 2),
+            ("source address", 4),
+            ("filtered", 100),
+            ("no buffer", 8),
+        ];
+        assert_eq!((&info.drops[..5], info.drops[5]), (&drops[..], ("", 0)));
     }
 }

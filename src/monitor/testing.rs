@@ -97,7 +97,20 @@ impl Operator for Fake {
                     requests: None,
                 },
             ],
+            merged: 200,
+            drops: {
+                let mut drops = [("", 0); _];
+                drops[0] = ("no buffer", 7);
+                drops[1] = ("VLAN", 1);
+                drops
+            },
         })
+    }
+
+    fn uplink(&self, visit: &mut dyn FnMut(&'static str, u64)) {
+        for (name, count) in [("sent frames", 5), ("flooded", 0), ("dropped: no buffer", 2)] {
+            visit(name, count);
+        }
     }
 
     fn core(&self, core: usize) -> Option<CoreInfo> {
