@@ -11,6 +11,7 @@ pub mod null;
 pub mod overlay;
 pub mod partition;
 pub mod ram;
+pub mod removable;
 pub mod serial;
 pub mod shared_disk;
 pub mod switch;

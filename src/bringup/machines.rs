@@ -18,10 +18,12 @@ use sparkler::backend::clock::Clock;
 use sparkler::backend::null::NullDisk;
 use sparkler::backend::overlay::{Jobs, Overlay, Revert};
 use sparkler::backend::ram::RamDisk;
+use sparkler::backend::removable::{Drive, Media};
 use sparkler::backend::wake::Waker;
 use sparkler::cpu::sysreg::Limits;
 use sparkler::fdt::guest::GUEST_FDT_LEN;
-use sparkler::fdt::{Below, BlockSource, Board, DeviceKind, DeviceNode, Gic, Module, Trigger};
+use sparkler::fdt::{Below, BlockSource, Board, DeviceKind, DeviceNode, DiskSlot};
+use sparkler::fdt::{Gic, Module, Trigger};
 use sparkler::gic::{GicVersion, MAX_VCPUS, VcpuIndex, Vgic};
 use sparkler::memory::stage2::{Attributes, Geometry, Stage2, Stage2Error, Vmid};
 use sparkler::memory::{FramePool, GuestMemory, PAGE_SIZE, PaRange, RamMap, SharedSlice};
@@ -182,10 +184,8 @@ impl Builder {
         let home = usize::from(vm.vcpus.home());
         let mut doorbells = heapless::Vec::<Doorbell, MAX_DOORBELLS>::new();
         let mut reverts = heapless::Vec::new();
-        for device in &config.devices {
-            if let Some(doorbell) = self.plug(vm, device, all, &mut reverts)? {
-                let _ = doorbells.push(doorbell);
-            }
+        for devices in config.devices.chunk_by(|_, next| is_medium(next)) {
+            self.plug(vm, devices, all, &mut reverts, &mut doorbells)?;
         }
         let is_disk = |device: &DeviceNode<'_>| matches!(device.kind, DeviceKind::Block { .. });
         if !config.devices.iter().any(is_disk) {
@@ -201,10 +201,9 @@ impl Builder {
             vm.devices(),
         );
         let vm: &'static Vm<'static> = vm;
-        // What does not fit is polled less often.
         let seat = self.seat(home, vm)?;
         for doorbell in doorbells {
-            let _ = seat.doorbells.push(doorbell);
+            hang_up(Some(doorbell), &mut seat.doorbells);
         }
         let modules = self.modules(config)?;
         let stage2 = stage2::Registers::new(&stage2);
@@ -271,35 +270,67 @@ impl Builder {
         }
     }
 
-    /// Plugs a device into the next slot; its back end's doorbell.
+    /// Plugs a device, of which there are further media, into the next slot.
     fn plug(
         &mut self,
         vm: &mut Vm<'static>,
-        device: &DeviceNode<'_>,
+        devices: &[DeviceNode<'_>],
         all: &Configuration<'_>,
         reverts: &mut heapless::Vec<&'static Revert, MAX_DEVICES>,
-    ) -> Result<Option<Doorbell>, Reason> {
-        let (source, read_only, queues) = match device.kind {
+        doorbells: &mut heapless::Vec<Doorbell, MAX_DOORBELLS>,
+    ) -> Result<(), Reason> {
+        let Some(device) = devices.first() else { return Ok(()) };
+        let (read_only, queues, slot) = match device.kind {
             DeviceKind::Net(node) => {
                 let place = [vm.number as u8, vm.devices() as u8];
                 let opened = self.network.device(&node, place, vm.vcpus.home(), &mut self.pool);
                 let (net, doorbell) = opened.ok_or(NO_ROOM)?;
+                hang_up(doorbell, doorbells);
                 plug(vm, net, &self.options, device.limits).ok_or(TOO_MANY)?;
-                return Ok(doorbell);
+                return Ok(());
             }
-            DeviceKind::Block { source, read_only, queues } => (source, read_only, queues),
+            DeviceKind::Block { read_only, queues, slot, .. } => (read_only, queues, slot),
         };
-        let mut doorbell = None;
+        let mut media = Media::new();
+        for device in devices {
+            let disk = self.disk(vm, device, all, reverts, doorbells)?;
+            media.push(disk).map_err(|_| NO_ROOM)?;
+        }
+        let disk = match slot {
+            DiskSlot::Drive => drive(media),
+            _ => media.pop(),
+        };
+        let block = disk.and_then(front).ok_or(NO_ROOM)?;
+        if read_only {
+            block.forbid_writes();
+        }
+        block.limit_segments(self.options.max_segments());
+        let usual = self.options.queues(vm.vcpus.count());
+        block.set_queues(queues.map_or(usual, |queues| queues as usize));
+        plug(vm, block, &self.options, device.limits).ok_or(TOO_MANY)?;
+        Ok(())
+    }
+
+    /// What is behind a block device, or one of its media.
+    fn disk(
+        &mut self,
+        vm: &Vm<'static>,
+        device: &DeviceNode<'_>,
+        all: &Configuration<'_>,
+        reverts: &mut heapless::Vec<&'static Revert, MAX_DEVICES>,
+        doorbells: &mut heapless::Vec<Doorbell, MAX_DOORBELLS>,
+    ) -> Result<&'static mut dyn BlockBackend<'static>, Reason> {
+        let DeviceKind::Block { source, .. } = device.kind else { return Err(NO_ROOM) };
         let mut physical = || {
             let waker = Waker::new(&wake::Cores, vm.vcpus.home());
             let wanted = DiskUse::of(device);
             let opened = wanted.and_then(|wanted| self.disks.connect(&wanted, all, waker));
-            let (disk, rings) = opened.ok_or("its disk cannot be used")?;
-            doorbell = rings;
+            let (disk, doorbell) = opened.ok_or("its disk cannot be used")?;
+            hang_up(doorbell, doorbells);
             Ok(disk)
         };
-        let block = match source {
-            BlockSource::Physical { .. } => front(physical()?),
+        match source {
+            BlockSource::Physical { .. } => physical(),
             BlockSource::Overlay { below, keep, ram, .. } => {
                 let below = match below {
                     Below::Physical { .. } => physical()?,
@@ -312,22 +343,13 @@ impl Builder {
                 if !keep {
                     reverts.push(revert).map_err(|_| NO_ROOM)?;
                 }
-                front(disk)
+                Ok(disk)
             }
-            BlockSource::Ram { image } => front(ram_disk(image, false)?),
+            BlockSource::Ram { image } => ram_disk(image, false),
             BlockSource::Null { size_kib } => {
-                place(|| NullDisk::new(size_kib.saturating_mul(2))).and_then(|disk| front(disk))
+                Ok(place(|| NullDisk::new(size_kib.saturating_mul(2))).ok_or(NO_ROOM)?)
             }
-        };
-        let block = block.ok_or(NO_ROOM)?;
-        if read_only {
-            block.forbid_writes();
         }
-        block.limit_segments(self.options.max_segments());
-        let usual = self.options.queues(vm.vcpus.count());
-        block.set_queues(queues.map_or(usual, |queues| queues as usize));
-        plug(vm, block, &self.options, device.limits).ok_or(TOO_MANY)?;
-        Ok(doorbell)
     }
 
     /// The guest's address space: all of `memory` at its RAM address, and a GICv2's CPU interface.
@@ -428,6 +450,24 @@ fn overlay(
     let jobs = place(Jobs::new)?;
     let disk = Overlay::new(below, ram, revert, jobs).ok()?;
     Some((place(|| disk)?, revert))
+}
+
+/// What there is no room for is polled less often.
+fn hang_up(doorbell: Option<Doorbell>, among: &mut heapless::Vec<Doorbell, MAX_DOORBELLS>) {
+    if let Some(doorbell) = doorbell {
+        let _ = among.push(doorbell);
+    }
+}
+
+/// Whether a device is a medium of the one before.
+fn is_medium(device: &DeviceNode<'_>) -> bool {
+    matches!(device.kind, DeviceKind::Block { slot: DiskSlot::Medium, .. })
+}
+
+/// A disk whose medium can be changed.
+#[inline(never)]
+fn drive(media: Media<'static, 'static>) -> Option<&'static mut dyn BlockBackend<'static>> {
+    Some(place(|| Drive::new(media))?)
 }
 
 /// A block device for a disk.

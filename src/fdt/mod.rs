@@ -18,7 +18,8 @@ pub use guest::{GuestGic, GuestSlot, GuestTree};
 pub use modules::{GuestImages, Module, ModuleKind};
 pub use node::{Interrupt, StringList, Trigger};
 pub use vms::{
-    Below, BlockSource, DeviceKind, DeviceNode, DiskPart, NetNode, NetTarget, OnCrash, VmNode,
+    Below, BlockSource, DeviceKind, DeviceNode, DiskPart, DiskSlot, NetNode, NetTarget, OnCrash,
+    VmNode,
 };
 pub use writer::{FdtWriter, WriteError};
 

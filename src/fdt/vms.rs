@@ -39,7 +39,7 @@ const OF_NETS: [&str; 5] = ["mac-address", "mtu", "vlan", "isolated", "queue-pai
 const LIMITS: [&str; 4] =
     ["limit-in-bytes", "limit-in-requests", "limit-out-bytes", "limit-out-requests"];
 /// And, of disks, what only the front has, not a medium.
-const OF_FRONTS: [&str; 1] = ["queues"];
+const OF_FRONTS: [&str; 2] = ["queues", "removable"];
 
 /// What a VM's node says. Numbers are as they are in the tree.
 #[derive(Clone, Debug)]
@@ -103,7 +103,20 @@ pub enum DeviceKind<'a> {
         read_only: bool,
         /// `queues`: how many it has, if its node says.
         queues: Option<u64>,
+        /// Whether what is behind it can be changed, or is for another to be changed to.
+        slot: DiskSlot,
     },
+}
+
+/// What a disk's node is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DiskSlot {
+    /// A disk that is always there.
+    Fixed,
+    /// `removable`: a drive, with its first medium.
+    Drive,
+    /// `sparkler,medium`: another medium of the drive before it.
+    Medium,
 }
 
 /// What a network device's node says. Numbers are as they are in the tree.
@@ -298,6 +311,9 @@ fn read_child<'a>(vm: &mut VmNode<'a>, at: &mut Reader<'_, '_, 'a>, cells: Cells
     let kind = if compatible.contains("sparkler,virtio-block") {
         at.check_device_names(&[&OF_DISKS, &LIMITS, &OF_FRONTS]);
         read_disk(at, cells)
+    } else if compatible.contains("sparkler,medium") {
+        at.check_device_names(&[&OF_DISKS]);
+        read_medium(at, cells, vm.devices.last())
     } else if compatible.contains("sparkler,virtio-net") {
         at.check_device_names(&[&OF_NETS, &LIMITS]);
         read_net(at)
@@ -328,7 +344,28 @@ fn read_disk<'a>(at: &mut Reader<'_, '_, 'a>, cells: Cells) -> Option<DeviceKind
             return None;
         }
     };
-    Some(DeviceKind::Block { source, read_only: at.flag("read-only"), queues: at.number("queues") })
+    let slot = if at.flag("removable") { DiskSlot::Drive } else { DiskSlot::Fixed };
+    let (read_only, queues) = (at.flag("read-only"), at.number("queues"));
+    Some(DeviceKind::Block { source, read_only, queues, slot })
+}
+
+/// A medium of the drive that is, or has its last medium, in `before`.
+fn read_medium<'a>(
+    at: &mut Reader<'_, '_, 'a>,
+    cells: Cells,
+    before: Option<&DeviceNode<'a>>,
+) -> Option<DeviceKind<'a>> {
+    let Some(DeviceKind::Block { read_only, slot: DiskSlot::Drive | DiskSlot::Medium, .. }) =
+        before.map(|device| device.kind)
+    else {
+        at.bad_node("a medium comes after a disk that is removable");
+        return None;
+    };
+    if at.flag("read-only") {
+        at.bad("read-only", "is said of the disk, for all its media");
+    }
+    let DeviceKind::Block { source, queues, .. } = read_disk(at, cells)? else { return None };
+    Some(DeviceKind::Block { source, read_only, queues, slot: DiskSlot::Medium })
 }
 
 fn read_net<'a>(at: &mut Reader<'_, '_, 'a>) -> Option<DeviceKind<'a>> {

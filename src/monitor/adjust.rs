@@ -5,7 +5,7 @@ use crate::virtio::{Adjustment, Direction};
 
 /// How it is used.
 pub(super) const USAGE: &str = "device NAME SLOT limit in|out BYTES[/BURST] REQUESTS[/BURST], \
-                                link up|down, or capacity SECTORS";
+                                link up|down, capacity SECTORS, eject, or insert MEDIUM";
 
 /// What the words after a device's slot ask for; `None` if they mean nothing.
 pub(super) fn parse(words: &[&str]) -> Option<Adjustment> {
@@ -22,6 +22,8 @@ pub(super) fn parse(words: &[&str]) -> Option<Adjustment> {
         ["link", "up"] => Some(Adjustment::Link(true)),
         ["link", "down"] => Some(Adjustment::Link(false)),
         ["capacity", sectors] => Some(Adjustment::Capacity(sectors.parse().ok()?)),
+        ["eject"] => Some(Adjustment::Medium(None)),
+        ["insert", medium] => Some(Adjustment::Medium(Some(medium.parse().ok()?))),
         _ => None,
     }
 }
@@ -64,10 +66,12 @@ mod tests {
     }
 
     #[test]
-    fn links_and_capacities_are_changed() {
+    fn links_capacities_and_media_are_changed() {
         assert_eq!(parse(&["link", "up"]), Some(Adjustment::Link(true)));
         assert_eq!(parse(&["link", "down"]), Some(Adjustment::Link(false)));
         assert_eq!(parse(&["capacity", "2048"]), Some(Adjustment::Capacity(2048)));
+        assert_eq!(parse(&["eject"]), Some(Adjustment::Medium(None)));
+        assert_eq!(parse(&["insert", "3"]), Some(Adjustment::Medium(Some(3))));
     }
 
     #[test]
@@ -90,6 +94,9 @@ mod tests {
             "capacity -1",
             "capacity 1 2",
             "media 3",
+            "eject 0",
+            "insert",
+            "insert 256",
         ] {
             let words: Vec<&str> = line.split_ascii_whitespace().collect();
             assert_eq!(parse(&words), None, "{line}");

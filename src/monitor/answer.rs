@@ -23,6 +23,8 @@ device NAME SLOT limit in|out BYTES[/BURST] REQUESTS[/BURST]
                               so many a second, and at once; - is without limit
 device NAME SLOT link up|down
 device NAME SLOT capacity SECTORS
+device NAME SLOT eject
+device NAME SLOT insert MEDIUM
 stats [NAME]                  exits and requests
 cores                         the board's cores
 memory                        the board's memory, in KiB

@@ -209,6 +209,8 @@ pub enum ActionError {
     NoSuchThing,
     /// That is more than it can be, or less.
     OutOfRange,
+    /// There is something where this is to be.
+    Occupied,
 }
 
 impl From<NotAdjusted> for ActionError {
@@ -216,6 +218,7 @@ impl From<NotAdjusted> for ActionError {
         match error {
             NotAdjusted::Unsupported => Self::NoSuchThing,
             NotAdjusted::OutOfRange => Self::OutOfRange,
+            NotAdjusted::Occupied => Self::Occupied,
         }
     }
 }
@@ -227,6 +230,7 @@ impl fmt::Display for ActionError {
             Self::Denied => f.write_str("not allowed"),
             Self::NoSuchThing => f.write_str("it has no such thing"),
             Self::OutOfRange => f.write_str("out of range"),
+            Self::Occupied => f.write_str("eject first"),
         }
     }
 }

@@ -158,6 +158,8 @@ pub enum Adjustment {
     Link(bool),
     /// Its capacity in sectors; no more than the disk behind it has.
     Capacity(u64),
+    /// Its medium: that of this number, or none.
+    Medium(Option<u8>),
 }
 
 /// Why a device is not changed.
@@ -167,6 +169,8 @@ pub enum NotAdjusted {
     Unsupported,
     /// That is more than it can be, or less.
     OutOfRange,
+    /// It has a medium already.
+    Occupied,
 }
 
 /// The device cannot work as set up. The driver sees DEVICE_NEEDS_RESET.

@@ -26,7 +26,7 @@ use crate::backend::block::SECTOR_SIZE;
 use crate::backend::net::{MAX_PAIRS, MacAddress};
 use crate::fdt::vms::MAX_DEVICES;
 use crate::fdt::{Below, BlockSource, Board, BoardError, DeviceKind, DeviceNode, Module, NodePath};
-use crate::fdt::{DiskPart, NetNode, NetTarget, OnCrash, VmNode};
+use crate::fdt::{DiskPart, DiskSlot, NetNode, NetTarget, OnCrash, VmNode};
 use crate::memory::ram::TooManyRanges;
 use crate::memory::{PaRange, RamMap};
 
@@ -416,7 +416,8 @@ fn default_vm<'a>(board: &Board<'a>, cores: CoreSet) -> Option<VmConfig<'a>> {
     let images = board.first_guest()?;
     let source = BlockSource::Physical { disk: 0, part: DiskPart::Whole };
     let limits = Default::default();
-    let disk = DeviceKind::Block { source, read_only: false, queues: None };
+    let slot = DiskSlot::Fixed;
+    let disk = DeviceKind::Block { source, read_only: false, queues: None, slot };
     let disk = DeviceNode { node, kind: disk, limits };
     let (to, mac, vlan) = (NetTarget::Switch, None, None);
     let net = NetNode { to, mac, mtu: 1500, vlan, isolated: false, pairs: 1 };

@@ -68,6 +68,7 @@ fn everything_a_node_can_say_is_understood() {
             source,
             read_only,
             queues,
+            slot: DiskSlot::Fixed,
         });
         assert_eq!(vm.devices.iter().map(|device| device.kind).collect::<Vec<_>>(), expected);
         assert_eq!(vm.devices[2].node.to_string(), "/chosen/alice@7/disk@2");
@@ -309,6 +310,42 @@ fn a_part_of_a_disk_is_named_by_label_number_or_sectors() {
     refused(disk().flag("partition"), "partition is not text");
     let both = disk().cells("partition", &[1]).cells("range", &[1, 1]);
     refused(both, "range is not for a device that has partition");
+}
+
+#[test]
+fn media_follow_the_removable_disk_that_they_are_for() {
+    let drive = || block("drive", "null").flag("removable");
+    let medium = |name| block(name, "physical").text("compatible", "sparkler,medium");
+    let medium = |name| medium(name).cells("disk", &[1]);
+    let other = block("other", "null");
+    let all = vm("alice", 0x4800_0000).child(drive().flag("read-only").cells("queues", &[3]));
+    let all = all.child(medium("first")).child(medium("second")).child(other.clone());
+    let blob = board(1, &[all]).blob();
+    let board = Board::read(&blob, Pa::new(0)).unwrap();
+    board.for_each_vm(&mut |_, read| {
+        let devices = read.unwrap().devices;
+        let kinds = devices.iter().map(|device| match device.kind {
+            DeviceKind::Block { read_only, queues, slot, .. } => (read_only, queues, slot),
+            DeviceKind::Net(_) => panic!(),
+        });
+        // Whether it may be written is the drive's to say.
+        let media = (true, None, DiskSlot::Medium);
+        let expected =
+            [(true, Some(3), DiskSlot::Drive), media, media, (false, None, DiskSlot::Fixed)];
+        assert_eq!(kinds.collect::<Vec<_>>(), expected);
+    });
+    let after = "a medium comes after a disk that is removable";
+    let vm = || vm("alice", 0x4800_0000);
+    assert_eq!(refused(vm().child(medium("m"))), format!("/chosen/alice/m: {after}"));
+    let behind = vm().child(drive()).child(other).child(medium("m"));
+    assert_eq!(refused(behind), format!("/chosen/alice/m: {after}"));
+    let with = |medium: TestNode| refused(vm().child(drive()).child(medium));
+    let said = "read-only is said of the disk, for all its media";
+    assert_eq!(with(medium("m").flag("read-only")), format!("/chosen/alice/m: {said}"));
+    for name in ["removable", "queues", "limit-in-bytes"] {
+        let nothing = format!("/chosen/alice/m: {name} means nothing here");
+        assert_eq!(with(medium("m").cells(name, &[1])), nothing);
+    }
 }
 
 #[test]

@@ -379,6 +379,17 @@ fn sectors_have_one_writer_or_many_readers() {
     assert_eq!(taken(overlay("low")), refusal("low"));
     let whole = Some("/chosen/late: disk 0 is that of /chosen/low/disk".to_owned());
     assert_eq!(taken(block("d", "physical").cells("disk", &[0])), whole);
+    // So do the media of a drive, each with its sectors.
+    let medium = |name| range(name, 499, 2).text("compatible", "sparkler,medium");
+    let drive = |name| block(name, "null").flag("removable");
+    let thief = bad().child(part("d0", "low")).child(drive("d1")).child(medium("m"));
+    let reason = "/chosen/bad/m: sectors of disk 0 that it wants are those of /chosen/bad/d0";
+    alone_is_refused(thief, reason);
+    let reader = good("reader", 0).child(drive("a").flag("read-only")).child(medium("m"));
+    let other = good("other", 0).child(drive("b").flag("read-only")).child(medium("m"));
+    let writer = bad().child(drive("c")).child(medium("m"));
+    let outcome = configure(4, &[reader, other, writer], 1);
+    assert_eq!(names(&outcome), ["reader", "other"]);
     // Of one VM's own devices as well.
     let twice = bad().child(part("d0", "low")).child(range("d1", 499, 2));
     let reason = "/chosen/bad/d1: sectors of disk 0 that it wants are those of /chosen/bad/d0";

@@ -20,7 +20,7 @@ mod in_flight;
 mod request;
 mod wire;
 
-use crate::backend::block::{BlockBackend, SECTOR_SIZE};
+use crate::backend::block::{BlockBackend, MediumError, SECTOR_SIZE};
 use crate::backend::clock::{Clock, Frequency, Ticks};
 use crate::virtio::device::{ActiveQueue, Context, DeviceType, Progress};
 use crate::virtio::histogram::Histogram;
@@ -267,6 +267,14 @@ impl<'m> VirtioDevice<'m> for Block<'_, 'm> {
                     return Err(NotAdjusted::OutOfRange);
                 }
                 self.requests.max_sectors = sectors;
+                self.backend_changed(context);
+            }
+            Adjustment::Medium(medium) => {
+                self.requests.backend.change_medium(medium).map_err(|error| match error {
+                    MediumError::Missing => NotAdjusted::Unsupported,
+                    MediumError::Occupied => NotAdjusted::Occupied,
+                })?;
+                self.requests.max_sectors = u64::MAX;
                 self.backend_changed(context);
             }
             Adjustment::Link(_) => return Err(NotAdjusted::Unsupported),

@@ -1,6 +1,7 @@
 //! Tests of the block device, from the registers to a disk that does as the test says.
 
 mod batch;
+mod media;
 mod modes;
 mod queues;
 mod ranges;

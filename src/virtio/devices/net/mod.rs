@@ -368,7 +368,9 @@ impl<'m> VirtioDevice<'m> for Net<'_, 'm> {
                 }
                 self.look_at_port(context);
             }
-            Adjustment::Capacity(_) => return Err(NotAdjusted::Unsupported),
+            Adjustment::Capacity(_) | Adjustment::Medium(_) => {
+                return Err(NotAdjusted::Unsupported);
+            }
         }
         Ok(())
     }
