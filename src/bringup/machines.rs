@@ -280,7 +280,7 @@ impl Builder {
         doorbells: &mut heapless::Vec<Doorbell, MAX_DOORBELLS>,
     ) -> Result<(), Reason> {
         let Some(device) = devices.first() else { return Ok(()) };
-        let (read_only, queues, slot) = match device.kind {
+        let (read_only, queues, capacity, slot) = match device.kind {
             DeviceKind::Net(node) => {
                 let place = [vm.number as u8, vm.devices() as u8];
                 let opened = self.network.device(&node, place, vm.vcpus.home(), &mut self.pool);
@@ -289,7 +289,9 @@ impl Builder {
                 plug(vm, net, &self.options, device.limits).ok_or(TOO_MANY)?;
                 return Ok(());
             }
-            DeviceKind::Block { read_only, queues, slot, .. } => (read_only, queues, slot),
+            DeviceKind::Block { read_only, queues, capacity, slot, .. } => {
+                (read_only, queues, capacity, slot)
+            }
         };
         let mut media = Media::new();
         for device in devices {
@@ -304,6 +306,7 @@ impl Builder {
         if read_only {
             block.forbid_writes();
         }
+        block.limit_capacity(capacity.unwrap_or(u64::MAX));
         block.limit_segments(self.options.max_segments());
         let usual = self.options.queues(vm.vcpus.count());
         block.set_queues(queues.map_or(usual, |queues| queues as usize));

@@ -39,7 +39,7 @@ const OF_NETS: [&str; 5] = ["mac-address", "mtu", "vlan", "isolated", "queue-pai
 const LIMITS: [&str; 4] =
     ["limit-in-bytes", "limit-in-requests", "limit-out-bytes", "limit-out-requests"];
 /// And, of disks, what only the front has, not a medium.
-const OF_FRONTS: [&str; 2] = ["queues", "removable"];
+const OF_FRONTS: [&str; 3] = ["queues", "capacity", "removable"];
 
 /// What a VM's node says. Numbers are as they are in the tree.
 #[derive(Clone, Debug)]
@@ -103,6 +103,8 @@ pub enum DeviceKind<'a> {
         read_only: bool,
         /// `queues`: how many it has, if its node says.
         queues: Option<u64>,
+        /// `capacity`: the most sectors that the guest sees of it at first.
+        capacity: Option<u64>,
         /// Whether what is behind it can be changed, or is for another to be changed to.
         slot: DiskSlot,
     },
@@ -345,8 +347,9 @@ fn read_disk<'a>(at: &mut Reader<'_, '_, 'a>, cells: Cells) -> Option<DeviceKind
         }
     };
     let slot = if at.flag("removable") { DiskSlot::Drive } else { DiskSlot::Fixed };
-    let (read_only, queues) = (at.flag("read-only"), at.number("queues"));
-    Some(DeviceKind::Block { source, read_only, queues, slot })
+    let (queues, capacity) = (at.number("queues"), at.number("capacity"));
+    let read_only = at.flag("read-only");
+    Some(DeviceKind::Block { source, read_only, queues, capacity, slot })
 }
 
 /// A medium of the drive that is, or has its last medium, in `before`.
@@ -364,8 +367,9 @@ fn read_medium<'a>(
     if at.flag("read-only") {
         at.bad("read-only", "is said of the disk, for all its media");
     }
-    let DeviceKind::Block { source, queues, .. } = read_disk(at, cells)? else { return None };
-    Some(DeviceKind::Block { source, read_only, queues, slot: DiskSlot::Medium })
+    let DeviceKind::Block { source, .. } = read_disk(at, cells)? else { return None };
+    let slot = DiskSlot::Medium;
+    Some(DeviceKind::Block { source, read_only, queues: None, capacity: None, slot })
 }
 
 fn read_net<'a>(at: &mut Reader<'_, '_, 'a>) -> Option<DeviceKind<'a>> {

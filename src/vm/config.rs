@@ -417,7 +417,7 @@ fn default_vm<'a>(board: &Board<'a>, cores: CoreSet) -> Option<VmConfig<'a>> {
     let source = BlockSource::Physical { disk: 0, part: DiskPart::Whole };
     let limits = Default::default();
     let slot = DiskSlot::Fixed;
-    let disk = DeviceKind::Block { source, read_only: false, queues: None, slot };
+    let disk = DeviceKind::Block { source, read_only: false, queues: None, capacity: None, slot };
     let disk = DeviceNode { node, kind: disk, limits };
     let (to, mac, vlan) = (NetTarget::Switch, None, None);
     let net = NetNode { to, mac, mtu: 1500, vlan, isolated: false, pairs: 1 };

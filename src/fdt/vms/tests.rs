@@ -21,8 +21,11 @@ fn refused(vm: TestNode) -> String {
 
 #[test]
 fn everything_a_node_can_say_is_understood() {
-    let disk =
-        block("disk@0", "physical").cells("disk", &[1]).flag("read-only").cells("queues", &[2]);
+    let disk = block("disk@0", "physical")
+        .cells("disk", &[1])
+        .flag("read-only")
+        .cells("queues", &[2])
+        .cells("capacity", &[5]);
     let ram = block("disk@1", "ram").cells("reg", &[0, 0x5000_0000, 0, 0x4000]);
     let null = block("disk@2", "null").cells("size", &[0, 4096]);
     let kernel = module("kernel", 0x4800_0000, 0x1000).text("bootargs", "console=ttyAMA0 quiet");
@@ -68,6 +71,7 @@ fn everything_a_node_can_say_is_understood() {
             source,
             read_only,
             queues,
+            capacity: queues.map(|_| 5),
             slot: DiskSlot::Fixed,
         });
         assert_eq!(vm.devices.iter().map(|device| device.kind).collect::<Vec<_>>(), expected);
@@ -342,7 +346,7 @@ fn media_follow_the_removable_disk_that_they_are_for() {
     let with = |medium: TestNode| refused(vm().child(drive()).child(medium));
     let said = "read-only is said of the disk, for all its media";
     assert_eq!(with(medium("m").flag("read-only")), format!("/chosen/alice/m: {said}"));
-    for name in ["removable", "queues", "limit-in-bytes"] {
+    for name in ["removable", "queues", "capacity", "limit-in-bytes"] {
         let nothing = format!("/chosen/alice/m: {name} means nothing here");
         assert_eq!(with(medium("m").cells(name, &[1])), nothing);
     }
