@@ -131,6 +131,11 @@ impl<'m> NetBackend<'m> for Port<'_, 'm> {
         self.cell.take_change()
     }
 
+    #[cfg(any(test, feature = "metadata"))]
+    fn deliver(&mut self, frame: &[u8]) {
+        self.cell.deliver(frame);
+    }
+
     fn set_link(&mut self, up: bool) -> bool {
         self.switch.set_link(self.index, up).is_some()
     }

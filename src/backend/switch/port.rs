@@ -6,6 +6,8 @@ use super::backlog::{self, Backlog};
 use super::counters::{Counter, Counters};
 use super::filter;
 use super::frame::Vlan;
+#[cfg(any(test, feature = "metadata"))]
+use super::gather::Gather;
 use super::gather::Outgoing;
 use super::queue::{Header, NotWritten, PairQueue};
 use crate::backend::net::{
@@ -351,6 +353,19 @@ impl<'m> PortCell<'m> {
             return None;
         }
         Some(state.reception.accepts)
+    }
+
+    /// Brings a frame to the driver that did not come from the switch.
+    #[cfg(any(test, feature = "metadata"))]
+    pub(super) fn deliver(&self, frame: &[u8]) {
+        let Some(destination) = frame.first_chunk() else { return };
+        let mut state = self.state.lock();
+        if self.control().is_up() && self.accepts(&state, MacAddress(*destination), None).is_some()
+        {
+            let nothing = [SharedSlice::empty()];
+            let frame = Outgoing { head: frame, body: Gather::all(&nothing) };
+            self.put(&mut state, 0, FrameInfo::PLAIN, frame);
+        }
     }
 
     /// The port's lock: a leaf, nothing else is taken while it is held.

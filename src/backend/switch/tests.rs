@@ -36,6 +36,30 @@ fn a_frame_goes_to_the_port_with_its_address_and_no_other() {
 }
 
 #[test]
+fn a_frame_that_is_delivered_at_a_port_reaches_its_driver_alone() {
+    let net = Net::new();
+    let [mut a, mut b, mut c] = three(&net, Default::default());
+    let frame = plain(1, 9, "from nowhere");
+    a.port.deliver(&frame);
+    let got = a.receive().unwrap();
+    assert_eq!((got.header[..10].to_vec(), got.bytes), (vec![0; 10], frame.clone()));
+    assert!(b.all().is_empty() && c.all().is_empty());
+    // Not if it does not want it, has no room, or its link is down.
+    a.port.deliver(&plain(2, 9, "to another"));
+    a.port.deliver(&[0; 5]);
+    net.switch.set_link(a.index, false).unwrap();
+    a.port.deliver(&frame);
+    assert!(a.all().is_empty());
+    net.switch.set_link(a.index, true).unwrap();
+    // It waits for a buffer, as any other.
+    a.port.withdraw(0);
+    a.forget_posted();
+    a.port.deliver(&frame);
+    a.post(0, 1, 2048);
+    assert_eq!(a.all(), [frame]);
+}
+
+#[test]
 fn a_frame_to_all_goes_to_all_but_the_sender() {
     let net = Net::new();
     let [mut a, mut b, mut c] = three(&net, Default::default());

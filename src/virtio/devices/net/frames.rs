@@ -53,6 +53,7 @@ impl<'m> Net<'_, 'm> {
         }
         if kick {
             self.port.kick();
+            self.tick(now);
         }
     }
 

@@ -46,6 +46,9 @@ pub const QUEUE_SIZE: u16 = 256;
 /// Receive and transmit queues, and the control queue.
 const MAX_QUEUES: usize = 2 * MAX_PAIRS + 1;
 
+/// Whether there are ports that do something by themselves: the metadata service, which is optional.
+const PORTS_TICK: bool = cfg!(any(test, feature = "metadata"));
+
 /// Which queue is meant by an index.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Role {
@@ -87,8 +90,10 @@ pub struct Net<'d, 'm> {
     throttle: Throttle,
     /// Pairs with frames to be sent that the limit keeps in the ring: a bit each.
     parked: u8,
-    /// While the limit holds something up, there is something in the rings that it does not.
+    /// There is something in the rings to be done at once, besides what waits for its time.
     busy: bool,
+    /// When the port has something to do by itself.
+    due: Option<Ticks>,
     chain: ChainBuffer<'m>,
     live: bool,
     /// The driver is to look at configuration space.
@@ -112,6 +117,7 @@ impl<'d, 'm> Net<'d, 'm> {
             throttle: Throttle::UNLIMITED,
             parked: 0,
             busy: false,
+            due: None,
             chain: ChainBuffer::new(),
             live: false,
             changed: false,
@@ -164,6 +170,14 @@ impl<'d, 'm> Net<'d, 'm> {
         self.port.set_filter(&self.control.filter());
     }
 
+    /// Has the port do what is due of its own, if this image has ports that do such things.
+    #[inline]
+    fn tick(&mut self, now: Ticks) {
+        if PORTS_TICK {
+            self.due = self.port.tick(now);
+        }
+    }
+
     /// Carries out what is on the control queue.
     fn control(&mut self, index: u16, context: &mut Context<'_, 'm>) {
         // One at a time, as they may need the other queues.
@@ -200,6 +214,12 @@ impl<'d, 'm> Net<'d, 'm> {
         }
     }
 
+    /// When the port has something to do by itself.
+    #[inline]
+    fn due(&self) -> Option<Ticks> {
+        if PORTS_TICK { self.due } else { None }
+    }
+
     /// Tells the driver of changes of the port.
     fn look_at_port(&mut self, context: &mut Context<'_, 'm>) {
         if self.port.take_change() {
@@ -221,10 +241,17 @@ impl<'d, 'm> Net<'d, 'm> {
         }
     }
 
-    /// While the limit holds something up: finds out whether there is more to do than that.
+    /// While there is something to be done in its time: finds out whether there is more to do than that.
+    #[inline]
+    fn look_for_leftovers(&mut self, context: &mut Context<'_, 'm>) {
+        if self.throttle.parked().is_some() || self.due().is_some() {
+            self.search_leftovers(context);
+        }
+    }
+
     #[cold]
     #[inline(never)]
-    fn look_for_leftovers(&mut self, context: &mut Context<'_, 'm>) {
+    fn search_leftovers(&mut self, context: &mut Context<'_, 'm>) {
         self.busy = (0..MAX_QUEUES as u16)
             .any(|index| context.queue(index).is_some_and(|queue| queue.has_leftover()));
     }
@@ -238,6 +265,7 @@ impl<'d, 'm> Net<'d, 'm> {
         self.transmitting = Transmitting::NONE;
         self.throttle.reset();
         self.parked = 0;
+        self.due = None;
         self.live = false;
         self.changed = false;
         self.info = sound(self.port.info());
@@ -310,12 +338,11 @@ impl<'m> VirtioDevice<'m> for Net<'_, 'm> {
             Role::Control => self.control(index, context),
             Role::None => (),
         }
-        if self.throttle.parked().is_some() {
-            self.look_for_leftovers(context);
-        }
+        self.look_for_leftovers(context);
     }
 
     fn poll(&mut self, context: &mut Context<'_, 'm>) {
+        self.tick(context.now());
         self.look_at_port(context);
         self.finish(context);
         self.throttle.unpark();
@@ -327,9 +354,7 @@ impl<'m> VirtioDevice<'m> for Net<'_, 'm> {
             }
         }
         self.receive(true, context);
-        if self.throttle.parked().is_some() {
-            self.look_for_leftovers(context);
-        }
+        self.look_for_leftovers(context);
     }
 
     fn in_flight(&self) -> usize {
@@ -341,12 +366,13 @@ impl<'m> VirtioDevice<'m> for Net<'_, 'm> {
             NextPoll::Soon
         } else if !self.live {
             NextPoll::Idle
-        } else if let Some(time) = self.throttle.parked()
-            && !self.busy
-        {
-            NextPoll::At(time)
         } else {
-            NextPoll::OnEvent
+            match (self.throttle.parked(), self.due()) {
+                _ if self.busy => NextPoll::OnEvent,
+                (Some(first), Some(second)) => NextPoll::At(first.min(second)),
+                (Some(time), None) | (None, Some(time)) => NextPoll::At(time),
+                (None, None) => NextPoll::OnEvent,
+            }
         }
     }
 

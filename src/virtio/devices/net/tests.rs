@@ -69,6 +69,9 @@ struct Manual {
     changed: bool,
     /// An operator can take its link up and down.
     has_link: bool,
+    /// When it has something to do by itself, and when it was called to.
+    due: Option<Ticks>,
+    ticks: Vec<u64>,
 }
 
 #[derive(Clone)]
@@ -91,6 +94,8 @@ impl Port {
             closed: 0,
             changed: false,
             has_link: true,
+            due: None,
+            ticks: vec![],
         }))
     }
 
@@ -203,6 +208,12 @@ impl<'m> NetBackend<'m> for Port {
 
     fn take_change(&mut self) -> bool {
         core::mem::take(&mut self.get().changed)
+    }
+
+    fn tick(&mut self, now: Ticks) -> Option<Ticks> {
+        let mut port = self.get();
+        port.ticks.push(now.0);
+        port.due
     }
 
     fn set_link(&mut self, up: bool) -> bool {

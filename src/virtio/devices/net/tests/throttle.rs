@@ -92,6 +92,35 @@ fn an_idle_receiver_is_not_polled_for_its_limit() {
 }
 
 #[test]
+fn a_port_that_does_something_by_itself_is_called_in_its_time_and_holds_nothing_up() {
+    let port = Port::new();
+    guest!(port, V1, 2, guest, transport);
+    assert_eq!(transport.next_poll(), NextPoll::OnEvent);
+    port.get().due = Some(Ticks(500));
+    guest.send(&mut transport, 1, PLAIN, &[0; 60]);
+    assert_eq!((port.get().ticks.len(), transport.next_poll()), (1, NextPoll::At(Ticks(500))));
+    // What it has brought goes to the driver at once.
+    let head = guest.post(&mut transport, 0, 100);
+    port.fill(0, 72, false);
+    port.get().due = Some(Ticks(900));
+    transport.poll(Ticks(500));
+    assert_eq!((guest.used(0), awaited(&transport)), (Some((head, 72)), Ticks(900)));
+    limit(&mut transport, Direction::Out, frames(1000, 1), 600);
+    guest.send(&mut transport, 1, PLAIN, &[0; 60]);
+    guest.send(&mut transport, 1, PLAIN, &[0; 60]);
+    assert_eq!(awaited(&transport), Ticks(900), "before the limit's time");
+    transport.poll(Ticks(5000));
+    port.get().answer = Err(Busy);
+    guest.send(&mut transport, 1, PLAIN, &[0; 60]);
+    transport.poll(Ticks(100_000));
+    assert_eq!(transport.next_poll(), NextPoll::Soon, "a frame could be sent at any time");
+    port.get().answer = Ok(Sent::Done);
+    port.get().due = None;
+    transport.poll(Ticks(200_000));
+    assert_eq!(transport.next_poll(), NextPoll::OnEvent);
+}
+
+#[test]
 fn a_direction_is_not_held_up_by_the_limit_of_the_other() {
     let port = Port::new();
     guest!(port, V1, 2, guest, transport);
