@@ -6,6 +6,8 @@
 pub mod block;
 pub mod clock;
 pub mod loopback;
+#[cfg(any(test, feature = "metadata"))]
+pub mod metadata;
 pub mod net;
 pub mod null;
 pub mod overlay;
