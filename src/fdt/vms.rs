@@ -33,7 +33,7 @@ const OF_DEVICES: [&str; 5] = ["compatible", "status", "phandle", "reg", "backen
 const OF_DISKS: [&str; 7] =
     ["disk", "partition", "range", "memory", "on-reset", "size", "read-only"];
 /// And what a network device's.
-const OF_NETS: [&str; 5] = ["mac-address", "mtu", "vlan", "isolated", "queue-pairs"];
+const OF_NETS: [&str; 6] = ["mac-address", "mtu", "vlan", "isolated", "queue-pairs", "metadata"];
 
 /// What those of both can have.
 const LIMITS: [&str; 4] =
@@ -136,6 +136,8 @@ pub struct NetNode {
     pub isolated: bool,
     /// `queue-pairs`: how many it can use, 1 without.
     pub pairs: u64,
+    /// `metadata`, with `reg`: memory that a boot loader has put an archive in, which the guest is served.
+    pub metadata: Option<PaRange>,
 }
 
 /// Where the frames of a network device go.
@@ -318,7 +320,7 @@ fn read_child<'a>(vm: &mut VmNode<'a>, at: &mut Reader<'_, '_, 'a>, cells: Cells
         read_medium(at, cells, vm.devices.last())
     } else if compatible.contains("sparkler,virtio-net") {
         at.check_device_names(&[&OF_NETS, &LIMITS]);
-        read_net(at)
+        read_net(at, cells)
     } else {
         return at.bad_node("compatible is neither that of a module nor of a device");
     };
@@ -372,7 +374,7 @@ fn read_medium<'a>(
     Some(DeviceKind::Block { source, read_only, queues: None, capacity: None, slot })
 }
 
-fn read_net<'a>(at: &mut Reader<'_, '_, 'a>) -> Option<DeviceKind<'a>> {
+fn read_net<'a>(at: &mut Reader<'_, '_, 'a>, cells: Cells) -> Option<DeviceKind<'a>> {
     let Some(loopback) = at.is_second("backend", ["switch", "loopback"]) else {
         at.bad("backend", "is missing");
         return None;
@@ -381,6 +383,10 @@ fn read_net<'a>(at: &mut Reader<'_, '_, 'a>) -> Option<DeviceKind<'a>> {
     if let Some(Err(_)) = mac {
         at.bad("mac-address", "has not 6 bytes");
     }
+    let metadata = if at.flag("metadata") { Some(at.image(cells)?) } else { None };
+    if metadata.is_none() && at.place.value("reg").is_some() {
+        at.bad("reg", "means nothing without metadata");
+    }
     Some(DeviceKind::Net(NetNode {
         to: if loopback { NetTarget::Loopback } else { NetTarget::Switch },
         mac: mac.and_then(Result::ok),
@@ -388,6 +394,7 @@ fn read_net<'a>(at: &mut Reader<'_, '_, 'a>) -> Option<DeviceKind<'a>> {
         vlan: at.number("vlan"),
         isolated: at.flag("isolated"),
         pairs: at.number("queue-pairs").unwrap_or(1),
+        metadata,
     }))
 }
 
@@ -492,7 +499,7 @@ impl<'a> Reader<'_, '_, 'a> {
         rate
     }
 
-    /// Where a disk image is.
+    /// Where a disk image or an archive is.
     fn image(&mut self, cells: Cells) -> Option<PaRange> {
         let image = self.place.reg_in(cells).and_then(|mut reg| reg.next());
         if image.is_none() {

@@ -119,10 +119,15 @@ impl<'a> VmConfig<'a> {
             visit(Owned::read(module));
         }
         for device in &self.devices {
-            let DeviceKind::Block { source, read_only, .. } = device.kind else { continue };
-            let (image, shared) = match source {
-                BlockSource::Ram { image } => (image, read_only),
-                BlockSource::Overlay { below: Below::Ram { image }, .. } => (image, true),
+            let (image, shared) = match device.kind {
+                DeviceKind::Block { source: BlockSource::Ram { image }, read_only, .. } => {
+                    (image, read_only)
+                }
+                DeviceKind::Block {
+                    source: BlockSource::Overlay { below: Below::Ram { image }, .. },
+                    ..
+                } => (image, true),
+                DeviceKind::Net(NetNode { metadata: Some(archive), .. }) => (archive, true),
                 _ => continue,
             };
             visit(Owned { node: device.node, range: image, shared });
@@ -239,6 +244,20 @@ impl<'a> Configuration<'a> {
         for vm in self.vms.iter_mut().filter(|vm| vm.is_default && !present) {
             vm.devices.retain(|device| !matches!(device.kind, DeviceKind::Net(_)));
         }
+    }
+
+    /// Refuses VMs with a metadata service, which this image was built without.
+    pub fn refuse_metadata(&mut self, refuse: &mut dyn FnMut(Refusal<'a>)) {
+        self.retain(refuse, |vms, index| {
+            let devices = vms.get(index).into_iter().flat_map(|vm| &vm.devices);
+            for device in devices {
+                if let DeviceKind::Net(NetNode { metadata: Some(_), .. }) = device.kind {
+                    let reason = "this image was built without it (cargo's feature \"metadata\")";
+                    return Err(ConfigError::Metadata { node: device.node, reason });
+                }
+            }
+            Ok(())
+        });
     }
 
     /// Takes RAM for every VM and its overlays out of `free`, for which EL2 has taken what it needs
@@ -402,6 +421,9 @@ fn check_net<'a>(node: NodePath<'a>, net: &NetNode) -> Result<(), ConfigError<'a
     in_range("mtu", net.mtu, LEAST_MTU, MOST_MTU)?;
     in_range("vlan", net.vlan.unwrap_or(1), 1, 4094)?;
     in_range("queue-pairs", net.pairs, 1, MAX_PAIRS as u64)?;
+    if net.metadata.is_some() && net.to != NetTarget::Switch {
+        return Err(ConfigError::Metadata { node, reason: "its backend is not \"switch\"" });
+    }
     Ok(())
 }
 
@@ -420,7 +442,7 @@ fn default_vm<'a>(board: &Board<'a>, cores: CoreSet) -> Option<VmConfig<'a>> {
     let disk = DeviceKind::Block { source, read_only: false, queues: None, capacity: None, slot };
     let disk = DeviceNode { node, kind: disk, limits };
     let (to, mac, vlan) = (NetTarget::Switch, None, None);
-    let net = NetNode { to, mac, mtu: 1500, vlan, isolated: false, pairs: 1 };
+    let net = NetNode { to, mac, mtu: 1500, vlan, isolated: false, pairs: 1, metadata: None };
     let net = DeviceNode { node, kind: DeviceKind::Net(net), limits };
     Some(VmConfig {
         node,

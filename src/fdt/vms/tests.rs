@@ -89,7 +89,9 @@ fn a_network_device_s_node_is_understood() {
         .cells("mtu", &[9000])
         .cells("vlan", &[42])
         .flag("isolated")
-        .cells("queue-pairs", &[2]);
+        .cells("queue-pairs", &[2])
+        .flag("metadata")
+        .cells("reg", &[0, 0x4900_0000, 0, 0x2800]);
     let least = net("net@1").text("backend", "loopback");
     let blob = board(1, &[vm("alice", 0x4800_0000).child(all).child(least)]).blob();
     let board = Board::read(&blob, Pa::new(0)).unwrap();
@@ -101,9 +103,10 @@ fn a_network_device_s_node_is_understood() {
             vlan: Some(42),
             isolated: true,
             pairs: 2,
+            metadata: Some(PaRange::new(0x4900_0000, 0x2800)),
         };
         let (to, mac, mtu, vlan) = (NetTarget::Loopback, None, 1500, None);
-        let least = NetNode { to, mac, mtu, vlan, isolated: false, pairs: 1 };
+        let least = NetNode { to, mac, mtu, vlan, isolated: false, pairs: 1, metadata: None };
         let devices = read.unwrap().devices;
         let kinds: Vec<_> = devices.iter().map(|device| device.kind).collect();
         assert_eq!(kinds, [DeviceKind::Net(all), DeviceKind::Net(least)]);
@@ -120,6 +123,9 @@ fn a_network_device_s_node_is_understood() {
     assert_eq!(with(good().cells("disk", &[0])), format!("{at} disk means nothing here"));
     let vlan = good().text("vlan", "green");
     assert_eq!(with(vlan), format!("{at} vlan is not a number of one or two cells"));
+    assert_eq!(with(good().flag("metadata")), format!("{at} reg is not understood"));
+    let unused = good().cells("reg", &[0, 0x4900_0000, 0, 0x2800]);
+    assert_eq!(with(unused), format!("{at} reg means nothing without metadata"));
     let disk = block("net", "physical").cells("disk", &[0]).cells("vlan", &[1]);
     assert_eq!(with(disk), format!("{at} vlan means nothing here"));
 }

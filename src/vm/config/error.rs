@@ -127,6 +127,13 @@ pub enum ConfigError<'a> {
         /// Whose it is.
         by: NodePath<'a>,
     },
+    /// A network device cannot have the metadata service.
+    Metadata {
+        /// The network device.
+        node: NodePath<'a>,
+        /// Why.
+        reason: &'static str,
+    },
     /// A RAM disk's image is no number of sectors.
     ImageLength {
         /// The image.
@@ -140,7 +147,8 @@ impl<'a> ConfigError<'a> {
         match *self {
             Self::Part { node, .. }
             | Self::SectorsTaken { node, .. }
-            | Self::OverlayMemory { node, .. } => Some(node),
+            | Self::OverlayMemory { node, .. }
+            | Self::Metadata { node, .. } => Some(node),
             _ => None,
         }
     }
@@ -204,6 +212,7 @@ impl fmt::Display for ConfigError<'_> {
             Self::AddressTaken { node, by } => {
                 write!(f, "mac-address of {node} is that of {by}")
             }
+            Self::Metadata { reason, .. } => write!(f, "metadata: {reason}"),
             Self::ImageLength { image } => {
                 write!(f, "the RAM disk at {image} is not a multiple of 512 bytes")
             }

@@ -328,6 +328,38 @@ fn a_network_device_s_numbers_and_address_are_possible() {
 }
 
 #[test]
+fn a_metadata_archive_may_be_several_vms_and_nothing_else_is_there() {
+    let net = |to, at| {
+        let net = TestNode::new("net").text("compatible", "sparkler,virtio-net");
+        net.text("backend", to).flag("metadata").cells("reg", &[0, at as u32, 0, 0x2800])
+    };
+    let at = MODULES + 8 * MIB;
+    let vms = [good("one", 0).child(net("switch", at)), good("two", 1).child(net("switch", at))];
+    assert_eq!(names(&configure(2, &vms, 0)), ["one", "two"]);
+    // Nobody gets it as RAM.
+    let blob = board(2, &vms).blob();
+    let board = Board::read(&blob, Pa::new(0)).unwrap();
+    let mut config = Configuration::new();
+    let mut refused = Vec::new();
+    let mut refuse = |refusal: Refusal<'_>| refused.push(refusal.to_string());
+    let resources = Resources { cores: CoreSet::first(2), taken: &TAKEN };
+    config.read(&board, &resources, &mut refuse);
+    let mut free = board.free_ram(&[IMAGE, TREE]).unwrap();
+    config.reserve_modules(&mut free).unwrap();
+    assert!(free.free().iter().all(|free| !free.overlaps(PaRange::new(at, 0x2800))));
+    // An image without the service refuses who wants it.
+    config.refuse_metadata(&mut refuse);
+    let reason = "metadata: this image was built without it (cargo's feature \"metadata\")";
+    let expected = ["one", "two"].map(|name| format!("/chosen/{name}/net: {reason}"));
+    assert_eq!((refused, config.vms().len()), (expected.to_vec(), 0));
+
+    let reason = "/chosen/bad/net: metadata: its backend is not \"switch\"";
+    alone_is_refused(bad().child(net("loopback", at)), reason);
+    let outcome = configure(2, &[good("one", 0), good("two", 1).child(net("switch", MODULES))], 0);
+    assert_eq!(names(&outcome), ["one"]);
+}
+
+#[test]
 fn a_physical_disk_exists_and_is_one_vm_s_alone() {
     let disk = |name: &str, n: u32| block(name, "physical").cells("disk", &[n]);
     let alice = good("alice", 0).child(disk("d0", 1)).child(disk("d1", 0));
