@@ -47,6 +47,7 @@ use super::arena::{self, place, place_each};
 use super::cores::{self, Cores};
 use super::devices;
 use super::disks::{BoardDisks, Finder};
+use super::metadata;
 use super::network::Network;
 use super::stop;
 
@@ -71,6 +72,9 @@ pub(super) fn run(boot: BootInfo, board: Board<'static>, tree: PaRange) -> ! {
     let mut config = Configuration::new();
     let resources = Resources { cores: CoreSet::first(board.cpus.len()), taken: &taken };
     config.read(&board, &resources, &mut refuse);
+    if !cfg!(feature = "metadata") {
+        config.refuse_metadata(&mut refuse);
+    }
 
     let mut free = match board.free_ram(&[image, tree]) {
         Ok(free) => free,
@@ -283,7 +287,9 @@ impl Builder {
         let (read_only, queues, capacity, slot) = match device.kind {
             DeviceKind::Net(node) => {
                 let place = [vm.number as u8, vm.devices() as u8];
-                let opened = self.network.device(&node, place, vm.vcpus.home(), &mut self.pool);
+                let content = node.metadata.map(metadata::open).transpose()?;
+                let home = vm.vcpus.home();
+                let opened = self.network.device(&node, place, home, content, &mut self.pool);
                 let (net, doorbell) = opened.ok_or(NO_ROOM)?;
                 hang_up(doorbell, doorbells);
                 plug(vm, net, &self.options, device.limits).ok_or(TOO_MANY)?;

@@ -7,6 +7,7 @@ mod cores;
 mod devices;
 mod disks;
 mod machines;
+mod metadata;
 mod network;
 
 use core::fmt;

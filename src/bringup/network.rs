@@ -16,6 +16,7 @@ use sparkler::virtio::devices::net::Net;
 
 use super::arena::{place, place_each};
 use super::devices::{self, Card};
+use super::metadata;
 
 /// Memory for frames that find no buffer of their guest's, for each device.
 const BACKLOG: usize = 128 * 1024;
@@ -47,12 +48,14 @@ impl Network {
     }
 
     /// A device as `node` wants it, in slot `slot` of machine `machine`, whose home is `core`; with the
-    /// doorbell of the card, the first time. `None` if EL2 has too little memory, or the switch no port.
+    /// doorbell of the card, the first time; `content` is what it is served. `None` if EL2 has too
+    /// little memory, or the switch no port.
     pub(super) fn device(
         &mut self,
         node: &NetNode,
         [machine, slot]: [u8; 2],
         core: u8,
+        content: Option<metadata::Content>,
         pool: &mut FramePool<'static>,
     ) -> Option<(&'static mut Net<'static, 'static>, Option<Doorbell>)> {
         let doorbell = match node.to {
@@ -79,6 +82,10 @@ impl Network {
                 };
                 attach(self.switch?, config)?
             }
+        };
+        let port = match content {
+            Some(content) => metadata::serve(content, port)?,
+            None => port,
         };
         Some((front(port)?, doorbell))
     }
