@@ -17,11 +17,13 @@ elf_to_image() {
     return 1
 }
 
+# build_image IMAGE [FEATURE]: with one of cargo's features, in a folder of its own, or with none.
 build_image() {
+    local folder=$target${2:+/$2}
     # From the checkout, so that its toolchain pin and cargo configuration hold wherever the caller is.
     cd -- "$root"
-    cargo build --locked --release --target "$triple" --target-dir "$target" --bin sparkler
-    elf_to_image "$target/$triple/release/sparkler" "$1"
+    cargo build --locked --release --target "$triple" --target-dir "$folder" --bin sparkler ${2:+--features "$2"}
+    elf_to_image "$folder/$triple/release/sparkler" "$1"
 }
 
 # What build_guest makes.

@@ -62,7 +62,7 @@ read_vm() { # read_vm PATH NAME
         path=$1/$child file=$(vms_text "$1/$child" sparkler,file)
         if ! vms_enabled "$path"; then continue; fi
         if vms_is "$path" multiboot,module || [[ $(vms_text "$path" backend) == ram ]] ||
-            { [[ $(vms_text "$path" backend) == overlay ]] && ! vms_has "$path" disk; }; then
+            vms_has "$path" metadata || { [[ $(vms_text "$path" backend) == overlay ]] && ! vms_has "$path" disk; }; then
             case $file in
             linux-ramdisk) vm_kind[$2]=linux ;;
             builtin) vm_kind[$2]=builtin ;;
