@@ -215,6 +215,7 @@ test_eight_machines_have_four_pairs_of_queues_each() {
 }
 
 # An image with the service, which the one that is tested otherwise has not.
+runs_once linux_reads_its_metadata_and_no_other_guests
 test_linux_reads_its_metadata_and_no_other_guests() {
     setup_tools build
     setup_toolchain
