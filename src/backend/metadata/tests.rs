@@ -240,8 +240,8 @@ impl Client {
         interface.update_ip_addrs(|addresses| {
             addresses.push(IpCidr::new(Ipv4Address::new(10, 0, 2, 15).into(), 0)).unwrap();
         });
-        let buffer = || tcp::SocketBuffer::new(vec![0; 8192].leak().as_mut());
-        let mut sockets = SocketSet::new(vec![SocketStorage::EMPTY].leak().as_mut());
+        let buffer = || tcp::SocketBuffer::new(vec![0; 8192].leak());
+        let mut sockets = SocketSet::new(vec![SocketStorage::EMPTY].leak());
         let handle = sockets.add(tcp::Socket::new(buffer(), buffer()));
         let [a, b, c, d] = ADDRESS;
         let server = (Ipv4Address::new(a, b, c, d), 80);
