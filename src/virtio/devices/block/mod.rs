@@ -211,29 +211,37 @@ impl<'m> VirtioDevice<'m> for Block<'_, 'm> {
 
     fn poll(&mut self, context: &mut Context<'_, 'm>) {
         let now = context.now();
-        // As many as can be in flight: a disk that answers at once cannot hold us here.
-        let mut budget = IN_FLIGHT;
-        let mut ended = self.requests.next_end(&mut budget, now);
-        while let Some((index, ..)) = ended {
-            let Some(mut queue) = context.queue(index) else {
-                // One that is being reset is not there: what came out of it is forgotten.
-                ended = self.requests.next_end(&mut budget, now);
-                continue;
-            };
-            while let Some((from, head, used)) = ended
-                && from == index
-            {
-                queue.complete(head, used);
-                ended = self.requests.next_end(&mut budget, now);
+        let mut resumed = self.requests.throttle.parked().is_some();
+        loop {
+            // As many as can be in flight: a disk that answers at once cannot hold us here.
+            let mut budget = IN_FLIGHT;
+            let mut ended = self.requests.next_end(&mut budget, now);
+            while let Some((index, ..)) = ended {
+                let Some(mut queue) = context.queue(index) else {
+                    // One that is being reset is not there: what came out of it is forgotten.
+                    ended = self.requests.next_end(&mut budget, now);
+                    continue;
+                };
+                while let Some((from, head, used)) = ended
+                    && from == index
+                {
+                    queue.complete(head, used);
+                    ended = self.requests.next_end(&mut budget, now);
+                }
+            }
+            if self.requests.written != 0 {
+                self.requests.retry_flushes(context, now);
+            }
+            self.requests.throttle.unpark();
+            self.has_more = false;
+            self.serve_leftovers(context, now);
+            self.requests.kick();
+            // What a limit has held up may just have begun, and the guest be idle, so that nobody
+            // polls before long: a disk that answers at once is asked at once.
+            if !core::mem::take(&mut resumed) {
+                return;
             }
         }
-        if self.requests.written != 0 {
-            self.requests.retry_flushes(context, now);
-        }
-        self.requests.throttle.unpark();
-        self.has_more = false;
-        self.serve_leftovers(context, now);
-        self.requests.kick();
     }
 
     fn next_poll(&self) -> NextPoll {

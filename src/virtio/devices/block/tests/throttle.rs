@@ -1,6 +1,7 @@
 //! What an operator changes while the guest uses the disk: limits, and the capacity.
 
 use super::*;
+use crate::backend::null::NullDisk;
 use crate::virtio::limiter::Rate;
 
 struct At(u64);
@@ -50,6 +51,26 @@ fn what_exceeds_a_limit_waits_in_the_ring_until_its_time() {
     disk.finish(0, BlockStatus::Ok);
     transport.poll(time);
     assert_eq!((driver.used(), status(&driver)), (Some((0, 513)), 0));
+}
+
+#[test]
+fn what_a_limit_has_held_up_is_answered_in_its_time_by_a_disk_that_answers_at_once() {
+    let ram = HostRam::new(RAM_SIZE);
+    let mut driver = Driver::new(guest_memory(&ram), 16);
+    let mut disk = NullDisk::new(64);
+    let mut device = Block::new(&mut disk);
+    let mut transport = MmioTransport::new(&mut device, guest_memory(&ram));
+    transport.bring_up(V1, &driver);
+    transport.adjust(Adjustment::Limit(Direction::In, requests(10, 1)), &At(0)).unwrap();
+    request(&mut driver, &mut transport, (IN, 0), &[(DATA, 512, true)]);
+    transport.poll(Ticks(0));
+    assert_eq!(driver.used(), Some((0, 513)));
+    request(&mut driver, &mut transport, (IN, 1), &[(DATA, 512, true)]);
+    let NextPoll::At(time) = transport.next_poll() else { panic!("{:?}", transport.next_poll()) };
+    // The guest is idle: nobody polls again before something else happens.
+    transport.poll(time);
+    assert_eq!(driver.used(), Some((0, 513)));
+    assert_eq!(transport.next_poll(), NextPoll::Idle);
 }
 
 #[test]
