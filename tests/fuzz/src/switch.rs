@@ -21,7 +21,7 @@ use crate::input::Input;
 const MAX_STEPS: usize = 300;
 const MAX_PORTS: usize = 4;
 /// Memory for buffers and frames of one input: page by page, so that the sanitizer sees what leaves.
-const PAGES: usize = 24;
+const PAGES: usize = 40;
 const PAGE: usize = 4096;
 const BACKLOG: usize = 8192;
 
@@ -115,7 +115,7 @@ struct Driver<'s, 'm> {
     accepts: Offloads,
     mergeable: bool,
     mtu_ever: u16,
-    posted: [VecDeque<Vec<SharedSlice<'m>>>; 2],
+    posted: [VecDeque<Posted<'m>>; 2],
     in_flight: Vec<SendTag>,
 }
 
@@ -127,6 +127,11 @@ impl<'m> Driver<'_, 'm> {
         self.port.open(Reception { accepts, mergeable, pairs });
     }
 
+    /// Where the buffer is that it has posted first.
+    fn oldest(&self) -> Option<usize> {
+        self.posted.iter().flatten().map(|posted| posted.from).min()
+    }
+
     /// Takes a frame, which must be whole and as the driver accepts it.
     fn receive(&mut self, pair: usize) -> Option<Vec<u8>> {
         let mut bytes = Vec::new();
@@ -136,9 +141,9 @@ impl<'m> Driver<'_, 'm> {
                 assert!(buffers == 0, "the buffers of a frame are there together");
                 return None;
             };
-            let segments = self.posted[pair].pop_front().expect("a buffer that was posted");
+            let posted = self.posted[pair].pop_front().expect("a buffer that was posted");
             let mut buffer = Vec::new();
-            for segment in segments {
+            for segment in posted.segments {
                 let mut part = vec![0; segment.len()];
                 segment.read_bytes(0, &mut part).unwrap();
                 buffer.extend(part);
@@ -262,7 +267,8 @@ fn frame(input: &mut Input<'_>) -> (FrameInfo, Vec<u8>) {
 /// Memory that is cut where the input says; begins anew when it is used up.
 struct Memory<'m> {
     pages: Vec<SharedSlice<'m>>,
-    next: usize,
+    /// How many bytes were given away, with what lies between them.
+    given: usize,
 }
 
 impl<'m> Memory<'m> {
@@ -270,16 +276,40 @@ impl<'m> Memory<'m> {
         let mut segments = Vec::new();
         let cut = [PAGE, PAGE, 2048, 17][input.below(4)];
         while len > 0 && segments.len() < 200 {
-            let page = self.pages[self.next % self.pages.len()];
-            self.next += 1;
-            let offset = input.below(64);
+            let gap = input.below(64);
+            let left = PAGE - self.given % PAGE;
+            self.given += if gap < left { gap } else { left + gap };
+            let (page, offset) = (self.given / PAGE, self.given % PAGE);
             let piece = if segments.len() > 100 { PAGE } else { cut };
             let part = len.min(piece).min(PAGE - offset);
-            segments.push(page.subslice(offset, part).unwrap());
+            segments.push(self.pages[page % self.pages.len()].subslice(offset, part).unwrap());
+            self.given += part;
             len -= part;
         }
         segments
     }
+
+    /// Segments that share nothing with what was given away since `oldest`, if there is room.
+    fn own(
+        &mut self,
+        input: &mut Input<'_>,
+        len: usize,
+        oldest: Option<usize>,
+    ) -> Option<Posted<'m>> {
+        let from = self.given;
+        let segments = self.segments(input, len);
+        if self.given - oldest.unwrap_or(from) > (self.pages.len() - 1) * PAGE {
+            self.given = from;
+            return None;
+        }
+        Some(Posted { from, segments })
+    }
+}
+
+/// A buffer that a port has, and where it is in what was given away.
+struct Posted<'m> {
+    from: usize,
+    segments: Vec<SharedSlice<'m>>,
 }
 
 /// No panic, whatever comes; nobody gets what it does not accept, more than the MTU, or less than a
@@ -288,8 +318,8 @@ pub fn switch(data: &[u8]) {
     let input = &mut Input::new(data);
     let rams: Vec<_> = (0..2 * PAGES).map(|_| HostRam::new(PAGE)).collect();
     let mut pages: Vec<_> = rams.iter().map(|ram| ram.slice(Pa::new(0x8000_0000))).collect();
-    let mut sources = Memory { pages: pages.split_off(PAGES), next: 0 };
-    let mut buffers = Memory { pages, next: 0 };
+    let mut sources = Memory { pages: pages.split_off(PAGES), given: 0 };
+    let mut buffers = Memory { pages, given: 0 };
     let waits: Vec<_> = (0..MAX_PORTS).map(|_| HostRam::new(BACKLOG)).collect();
     let lent = HostRam::new(0x1_1000);
     let mut queues: Vec<_> =
@@ -349,20 +379,17 @@ pub fn switch(data: &[u8]) {
             break;
         }
         let number = input.below(count);
+        let oldest = drivers.iter().filter_map(Driver::oldest).min();
         let driver = &mut drivers[number];
         let pair = input.below(2);
         match input.below(16) {
             0..=4 => {
                 let (info, bytes) = frame(input);
                 let segments = sources.segments(input, bytes.len());
-                let mut at = 0;
-                for segment in &segments {
-                    segment.write_bytes(0, &bytes[at..at + segment.len()]).unwrap();
-                    at += segment.len();
-                }
-                if at == bytes.len() {
+                let len = fill(&segments, &bytes);
+                if len == bytes.len() {
                     tag += 1;
-                    let frame = Frame { info, segments: &segments, len: at };
+                    let frame = Frame { info, segments: &segments, len };
                     if driver.port.send(pair as u16, SendTag(tag), frame, now) == Ok(Sent::InFlight)
                     {
                         driver.in_flight.push(SendTag(tag));
@@ -372,9 +399,10 @@ pub fn switch(data: &[u8]) {
             5..=7 => {
                 for _ in 0..1 + input.below(8) {
                     let len = 12 + [0, 48, 1514, 4000, 70_000][input.below(5)];
-                    let segments = buffers.segments(input, len);
-                    if driver.port.post(pair as u16, &segments).is_ok() {
-                        driver.posted[pair].push_back(segments);
+                    let oldest = oldest.or(driver.oldest());
+                    let Some(posted) = buffers.own(input, len, oldest) else { break };
+                    if driver.port.post(pair as u16, &posted.segments).is_ok() {
+                        driver.posted[pair].push_back(posted);
                     }
                 }
             }
@@ -465,6 +493,16 @@ pub fn switch(data: &[u8]) {
     prove(&switch, &mut drivers, buffers, sources, now);
 }
 
+/// Writes what of `bytes` there are segments for; how many that is.
+fn fill(segments: &[SharedSlice<'_>], bytes: &[u8]) -> usize {
+    let mut at = 0;
+    for segment in segments {
+        segment.write_bytes(0, &bytes[at..at + segment.len()]).unwrap();
+        at += segment.len();
+    }
+    at
+}
+
 /// What has gone was on its way.
 fn collect(driver: &mut Driver<'_, '_>, now: Ticks) {
     while let Some(tag) = driver.port.poll_sent(now) {
@@ -481,6 +519,10 @@ fn prove<'m>(
     mut sources: Memory<'m>,
     now: Ticks,
 ) {
+    for driver in &mut *drivers {
+        assert!(driver.port.close(now));
+        driver.posted = Default::default();
+    }
     let [a, b, ..] = drivers else { return };
     let nothing = &mut Input::new(&[]);
     for (number, driver) in [&mut *a, &mut *b].into_iter().enumerate() {
@@ -488,18 +530,17 @@ fn prove<'m>(
         switch.set_isolated(number, false).unwrap();
         switch.set_vlan(number, None).unwrap();
         switch.set_mtu(number, 1500).unwrap();
-        assert!(driver.port.close(now));
         driver.open(Offloads::empty(), false, 1);
-        let segments = buffers.segments(nothing, 1600);
-        driver.port.post(0, &segments).unwrap();
-        driver.posted[0].push_back(segments);
+        let posted = buffers.own(nothing, 1600, None).unwrap();
+        driver.port.post(0, &posted.segments).unwrap();
+        driver.posted[0].push_back(posted);
     }
     for (from, to, at) in [(0, 1, &mut *a), (1, 0, &mut *b)] {
         let mut bytes = [mac(to).0, mac(from).0].concat();
         bytes.extend([0x88, 0xB5]);
         bytes.resize(60, from as u8);
         let segments = sources.segments(nothing, bytes.len());
-        segments[0].write_bytes(0, &bytes).unwrap();
+        fill(&segments, &bytes);
         let frame = Frame { info: FrameInfo::PLAIN, segments: &segments, len: bytes.len() };
         assert_eq!(at.port.send(0, SendTag(0), frame, now), Ok(Sent::Done));
     }
