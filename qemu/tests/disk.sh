@@ -128,6 +128,27 @@ test_what_linux_discards_is_given_up_outside() {
     ((after * 512 <= before * 512 - (30 << 20))) || { echo "$before blocks were allocated, and $after still are" && return 1; }
 }
 
+# The other way round the host makes them: make_ext4, expect_clean.
+test_a_file_system_that_linux_makes_is_in_order_outside() {
+    local disk_args
+    patterned_disk "$dir/disk.raw"
+    raw_disk "$dir/disk.raw" '' ,discard=unmap
+    run_guest --net none --disk none -c '
+        set -e
+        blkdiscard /dev/vda
+        mke2fs /dev/vda >/dev/null
+        mount -t ext4 /dev/vda /mnt
+        dd if=/dev/urandom of=/mnt/file bs=1M count=24 2>/dev/null
+        for n in $(seq 100); do echo $n >/mnt/$n; done
+        sha256sum </mnt/file
+        umount /mnt' -- "${disk_args[@]}" | tee "$dir/out"
+    e2fsck -fn -- "$dir/disk.raw"
+    disk_file "$dir/disk.raw" file "$dir/file"
+    expect_text "$dir/out" "$(sha256sum <"$dir/file")"
+    disk_file "$dir/disk.raw" 100 "$dir/100"
+    expect_equal 'the last file' 100 "$(<"$dir/100")"
+}
+
 test_what_linux_zeroes_is_zero_outside() {
     local disk_args
     build_linux_bench
