@@ -24,6 +24,9 @@ net_vms() {
     } >"$dir/vms.dts"
 }
 
+# What a frame is to be is no matter of the interrupt controller.
+runs_once a_trunk_carries_the_vlans_of_access_ports
+
 # What guests have in common: reach ADDRESS waits until it answers, gone ADDRESS until it does not.
 net_words='reach() { for n in $(seq 60); do if ping -c 1 -W 1 "$1" >/dev/null; then return; fi; done; echo "no answer of $1"; return 1; }
 gone() { while ping -c 1 -W 2 "$1" >/dev/null; do sleep 1; done; }
