@@ -44,6 +44,8 @@ qemu_command() {
     fi
     disk_arguments
     net_arguments
+    # A source of entropy, but not where a run is to be like any other.
+    if ((!icount)); then qemu_cmd+=(-global virtio-mmio.force-legacy=false -device virtio-rng-device); fi
     if ((bare)); then
         qemu_cmd+=(-kernel "$kernel" -append "$bootargs")
         if [[ -n $initrd ]]; then qemu_cmd+=(-initrd "$initrd"); fi

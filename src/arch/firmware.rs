@@ -15,6 +15,11 @@ pub fn set_absent() {
     PRESENT.store(false, Ordering::Relaxed);
 }
 
+/// Whether there is firmware that answers an SMC.
+pub(super) fn is_present() -> bool {
+    PRESENT.load(Ordering::Relaxed)
+}
+
 /// Turns the board off (PSCI SYSTEM_OFF). Returns only if there is no firmware, or it
 /// refuses.
 pub fn power_off() {

@@ -13,7 +13,7 @@
 //! | Interrupts | [`interrupts`]: physical ones served; [`gic`]: the physical GICv2 or GICv3, and the list registers it lends the virtual one; [`wake`]: other cores made to poll |
 //! | Time | [`timer`]: the counter and EL2's timer; [`pmu`]: instructions counted |
 //! | Registers by name | [`registers`], [`id_registers`]; the rest is in the `aarch64-cpu` crate |
-//! | The board | [`mmio`]: device registers; [`console`]: its serial line, shared by guests, log and monitor; [`operator`]: its machines, as the monitor sees them; [`firmware`]: PSCI by SMC |
+//! | The board | [`mmio`]: device registers; [`console`]: its serial line, shared by guests, log and monitor; [`operator`]: its machines, as the monitor sees them; [`firmware`]: PSCI by SMC; [`entropy`]: random bits of the cores and of the firmware |
 //! | EL2's own faults | [`fault`]: a dump and a reset; and probes, which may fault |
 //!
 //! Names are those of the Arm Architecture Reference Manual (DDI 0487, "Arm ARM") and of the GIC
@@ -27,6 +27,7 @@ pub mod console;
 pub mod context;
 pub mod core;
 pub mod el1;
+pub mod entropy;
 pub mod exception;
 pub mod fault;
 pub mod firmware;

@@ -5,6 +5,7 @@
 
 pub mod block;
 pub mod clock;
+pub mod entropy;
 pub mod loopback;
 #[cfg(any(test, feature = "metadata"))]
 pub mod metadata;

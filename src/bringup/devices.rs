@@ -10,7 +10,9 @@ use sparkler::arch::timer::Counter;
 use sparkler::backend::block::{BlockBackend, SECTOR_SIZE};
 use sparkler::backend::clock::Clock;
 use sparkler::backend::switch::{Switch, Uplink};
-use sparkler::drivers::virtio::{DeviceKind, ProbeError, VirtioBlk, VirtioNet, probe};
+use sparkler::drivers::virtio::{
+    DeviceKind, ProbeError, VirtioBlk, VirtioEntropy, VirtioNet, probe,
+};
 use sparkler::fdt::{Board, Trigger, VirtioSlot};
 use sparkler::memory::{FramePool, PAGE_SIZE};
 
@@ -19,6 +21,9 @@ const DISK_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How long a network card may take to send a frame: less than Linux waits before it resets a device.
 const CARD_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// How long an entropy device may take for an answer.
+const ENTROPY_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Disks that EL2 uses.
 pub(super) const MAX_DISKS: usize = 16;
@@ -29,9 +34,17 @@ pub(super) type Disk = VirtioBlk<'static, Mmio>;
 /// A physical network card.
 pub(super) type Card = VirtioNet<'static, Mmio>;
 
+/// A physical entropy device.
+pub(super) type Entropy = VirtioEntropy<'static, Mmio>;
+
 /// The virtio-mmio slot with the board's network card: the highest that has one.
 pub(super) fn card<'b>(board: &'b Board<'_>) -> Option<&'b VirtioSlot> {
     board.virtio.iter().rev().find(|slot| kind(slot) == Some(DeviceKind::Network))
+}
+
+/// The virtio-mmio slot with the board's entropy device: the highest that has one.
+pub(super) fn entropy<'b>(board: &'b Board<'_>) -> Option<&'b VirtioSlot> {
+    board.virtio.iter().rev().find(|slot| kind(slot) == Some(DeviceKind::Entropy))
 }
 
 /// The virtio-mmio slots that have a disk, the highest first: QEMU fills them from the top, so that
@@ -96,6 +109,22 @@ pub(super) fn open(
     let mode = if info.read_only { ", read-only" } else { "" };
     log::info!("disk at {at}: {} MiB{mode}", info.sectors / (0x10_0000 / SECTOR_SIZE));
     Some((disk, doorbell))
+}
+
+/// Brings the entropy device up.
+pub(super) fn open_entropy(slot: &VirtioSlot, pool: &mut FramePool<'static>) -> Option<Entropy> {
+    let at = slot.registers.base;
+    // SAFETY: as in `open`.
+    let registers = unsafe { Mmio::map(at, slot.registers.len as usize) }.ok()?;
+    let dma = pool.alloc_run(Entropy::DMA_BYTES.div_ceil(PAGE_SIZE as usize), PAGE_SIZE).ok()?;
+    let timeout = Counter.frequency().ticks(ENTROPY_TIMEOUT);
+    match Entropy::new(registers, dma, timeout, Counter.now(), &mut Counter) {
+        Ok(device) => Some(device),
+        Err(error) => {
+            log::warn!("entropy device at {at} is not used: {error}");
+            None
+        }
+    }
 }
 
 /// Brings the network card up; with its doorbell, which has `switch` collect.

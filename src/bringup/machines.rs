@@ -47,6 +47,7 @@ use super::arena::{self, place, place_each};
 use super::cores::{self, Cores};
 use super::devices;
 use super::disks::{BoardDisks, Finder};
+use super::entropy::Randomness;
 use super::metadata;
 use super::network::Network;
 use super::stop;
@@ -94,7 +95,8 @@ pub(super) fn run(boot: BootInfo, board: Board<'static>, tree: PaRange) -> ! {
     let mut disks = BoardDisks::new(board);
     config.check_disks(&mut Finder { disks: &mut disks, pool: &mut pool }, &mut refuse);
     let card = devices::card(board);
-    config.check_card(card.is_some());
+    let entropy = Randomness::new(board);
+    config.check_board(card.is_some(), entropy.is_some());
     config.place(&mut free, &mut refuse);
 
     let options = match VirtioOptions::parse(board.bootargs) {
@@ -109,6 +111,7 @@ pub(super) fn run(boot: BootInfo, board: Board<'static>, tree: PaRange) -> ! {
         cores,
         disks,
         network: Network::new(card),
+        entropy,
         options,
         pool,
         machines,
@@ -145,6 +148,7 @@ struct Builder {
     cores: Cores,
     disks: BoardDisks,
     network: Network,
+    entropy: Option<Randomness>,
     options: VirtioOptions,
     pool: FramePool<'static>,
     /// In the tree's order.
@@ -293,6 +297,12 @@ impl Builder {
                 let (net, doorbell) = opened.ok_or(NO_ROOM)?;
                 hang_up(doorbell, doorbells);
                 plug(vm, net, &self.options, device.limits).ok_or(TOO_MANY)?;
+                return Ok(());
+            }
+            DeviceKind::Rng => {
+                let entropy = self.entropy.as_mut().ok_or("the board has no source of entropy")?;
+                let rng = entropy.device(&mut self.pool)?;
+                plug(vm, rng, &self.options, device.limits).ok_or(TOO_MANY)?;
                 return Ok(());
             }
             DeviceKind::Block { read_only, queues, capacity, slot, .. } => {

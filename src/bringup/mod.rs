@@ -6,6 +6,7 @@ mod board;
 mod cores;
 mod devices;
 mod disks;
+mod entropy;
 mod machines;
 mod metadata;
 mod network;

@@ -28,12 +28,13 @@ const OURS: [&str; 5] = ["cores", "weight", "autostart", "on-crash", "operator"]
 
 /// What a device's node can have. There everything else is a mistake: a disk that is to be
 /// `readonly` instead of `read-only` must not be written.
-const OF_DEVICES: [&str; 5] = ["compatible", "status", "phandle", "reg", "backend"];
+const OF_DEVICES: [&str; 4] = ["compatible", "status", "phandle", "reg"];
 /// And what a disk's.
-const OF_DISKS: [&str; 7] =
-    ["disk", "partition", "range", "memory", "on-reset", "size", "read-only"];
+const OF_DISKS: [&str; 8] =
+    ["backend", "disk", "partition", "range", "memory", "on-reset", "size", "read-only"];
 /// And what a network device's.
-const OF_NETS: [&str; 6] = ["mac-address", "mtu", "vlan", "isolated", "queue-pairs", "metadata"];
+const OF_NETS: [&str; 7] =
+    ["backend", "mac-address", "mtu", "vlan", "isolated", "queue-pairs", "metadata"];
 
 /// What those of both can have.
 const LIMITS: [&str; 4] =
@@ -108,6 +109,8 @@ pub enum DeviceKind<'a> {
         /// Whether what is behind it can be changed, or is for another to be changed to.
         slot: DiskSlot,
     },
+    /// `sparkler,virtio-rng`.
+    Rng,
 }
 
 /// What a disk's node is for.
@@ -321,6 +324,9 @@ fn read_child<'a>(vm: &mut VmNode<'a>, at: &mut Reader<'_, '_, 'a>, cells: Cells
     } else if compatible.contains("sparkler,virtio-net") {
         at.check_device_names(&[&OF_NETS, &LIMITS]);
         read_net(at, cells)
+    } else if compatible.contains("sparkler,virtio-rng") {
+        at.check_device_names(&[]);
+        Some(DeviceKind::Rng)
     } else {
         return at.bad_node("compatible is neither that of a module nor of a device");
     };

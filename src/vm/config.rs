@@ -7,8 +7,8 @@
 //!    core each of its vCPUs is assigned to.
 //! 2. [`Configuration::reserve_modules`]: what the modules take of the board's free RAM. EL2 takes
 //!    its own part then.
-//! 3. [`Configuration::check_disks`] and [`Configuration::check_card`], when the board's disks and
-//!    its network card are known: which sectors each device has.
+//! 3. [`Configuration::check_disks`] and [`Configuration::check_board`], when the board's disks,
+//!    its network card and its source of entropy are known: which sectors each device has.
 //! 4. [`Configuration::place`]: each VM's RAM, and that of its overlays.
 
 mod cores;
@@ -159,7 +159,7 @@ impl<'a> Owned<'a> {
 fn address(device: &DeviceNode<'_>) -> Option<[u8; 6]> {
     match device.kind {
         DeviceKind::Net(net) => net.mac,
-        DeviceKind::Block { .. } => None,
+        _ => None,
     }
 }
 
@@ -187,7 +187,8 @@ impl<'a> Configuration<'a> {
 
     /// Adds the VMs that `board`'s tree asks for and `resources` allow; `refuse` hears of the
     /// others. Without any VM in the tree it is one, with all cores, the largest piece of free RAM,
-    /// the board's first kernel module, disk 0 and a network device; without such a module it is refused.
+    /// the board's first kernel module, disk 0, a network device and an entropy device; without such a
+    /// module it is refused.
     pub fn read(
         &mut self,
         board: &Board<'a>,
@@ -238,11 +239,15 @@ impl<'a> Configuration<'a> {
         result
     }
 
-    /// The VM of a board without configuration has a network device if the board has a network card:
-    /// `present`.
-    pub fn check_card(&mut self, present: bool) {
-        for vm in self.vms.iter_mut().filter(|vm| vm.is_default && !present) {
-            vm.devices.retain(|device| !matches!(device.kind, DeviceKind::Net(_)));
+    /// The VM of a board without configuration has a network device if the board has a network `card`,
+    /// and an entropy device if it has a source of `entropy`.
+    pub fn check_board(&mut self, card: bool, entropy: bool) {
+        for vm in self.vms.iter_mut().filter(|vm| vm.is_default) {
+            vm.devices.retain(|device| match device.kind {
+                DeviceKind::Net(_) => card,
+                DeviceKind::Rng => entropy,
+                DeviceKind::Block { .. } => true,
+            });
         }
     }
 
@@ -393,6 +398,7 @@ impl<'a> Configuration<'a> {
                     in_range("queues", queues.unwrap_or(1), 1, MAX_VCPUS as u64)?;
                     source
                 }
+                DeviceKind::Rng => continue,
             };
             match source {
                 BlockSource::Ram { image }
@@ -444,6 +450,7 @@ fn default_vm<'a>(board: &Board<'a>, cores: CoreSet) -> Option<VmConfig<'a>> {
     let (to, mac, vlan) = (NetTarget::Switch, None, None);
     let net = NetNode { to, mac, mtu: 1500, vlan, isolated: false, pairs: 1, metadata: None };
     let net = DeviceNode { node, kind: DeviceKind::Net(net), limits };
+    let rng = DeviceNode { node, kind: DeviceKind::Rng, limits };
     Some(VmConfig {
         node,
         name: "vm0",
@@ -458,7 +465,7 @@ fn default_vm<'a>(board: &Board<'a>, cores: CoreSet) -> Option<VmConfig<'a>> {
         kernel: images.kernel,
         ramdisk: images.ramdisk,
         bootargs: images.kernel.bootargs,
-        devices: [disk, net].into_iter().collect(),
+        devices: [disk, net, rng].into_iter().collect(),
         is_default: true,
     })
 }

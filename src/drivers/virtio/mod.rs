@@ -5,6 +5,7 @@
 
 pub mod block;
 mod device;
+pub mod entropy;
 #[cfg(test)]
 mod fake;
 pub mod mmio;
@@ -12,5 +13,6 @@ pub mod net;
 pub mod queue;
 
 pub use block::VirtioBlk;
+pub use entropy::VirtioEntropy;
 pub use mmio::{DeviceKind, InitError, InterruptCauses, ProbeError, probe};
 pub use net::VirtioNet;

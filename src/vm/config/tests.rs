@@ -123,9 +123,9 @@ fn without_a_vm_node_there_is_one_vm_with_everything() {
     assert_eq!(config.vms()[0].ram, largest);
     // It does without a network card, and without a disk.
     config.check_disks(&mut Board1000(1), &mut refuse);
-    config.check_card(true);
+    config.check_board(true, true);
     assert_eq!(config.vms()[0].devices.len(), 2);
-    config.check_card(false);
+    config.check_board(false, false);
     assert_eq!(config.vms()[0].devices.len(), 1);
     config.check_disks(&mut Board1000(0), &mut refuse);
     assert!(config.vms()[0].devices.is_empty());

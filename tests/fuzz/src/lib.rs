@@ -21,6 +21,7 @@ mod net;
 mod packed;
 mod race;
 mod registers;
+mod rng;
 mod split;
 mod state;
 mod switch;
@@ -36,6 +37,7 @@ pub use monitor::monitor;
 pub use net::{net_control, net_frames};
 pub use packed::packed_chains;
 pub use registers::registers;
+pub use rng::rng;
 pub use split::{split_chains, split_race};
 pub use state::state;
 pub use switch::switch;
@@ -45,7 +47,7 @@ pub use vms::vms;
 pub type Target = (&'static str, fn(&[u8]));
 
 /// All targets. Each has a folder of its name in `corpus/`.
-pub const TARGETS: [Target; 16] = [
+pub const TARGETS: [Target; 17] = [
     ("registers", registers),
     ("split_chains", split_chains),
     ("split_race", split_race),
@@ -53,6 +55,7 @@ pub const TARGETS: [Target; 16] = [
     ("block_requests", block_requests),
     ("net_frames", net_frames),
     ("net_control", net_control),
+    ("rng", rng),
     ("state", state),
     ("guest_exits", guest_exits),
     ("fdt", fdt),
