@@ -18,4 +18,5 @@ pub mod removable;
 pub mod serial;
 pub mod shared_disk;
 pub mod switch;
+pub mod vsock;
 pub mod wake;

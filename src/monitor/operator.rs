@@ -122,10 +122,12 @@ impl DeviceInfo {
                 drops += 1;
             }
             let counter = match name {
-                "requests" | "tx_frames" | "rx_frames" => &mut info.requests,
+                "requests" | "tx_frames" | "rx_frames" | "tx_packets" | "rx_packets" => {
+                    &mut info.requests
+                }
                 // Its filter does not want what is flooded to all.
                 "dropped: filtered" => return,
-                "errors" | "tx_bad_header" | "tx_bad_length" => &mut info.errors,
+                "errors" | "tx_bad_header" | "tx_bad_length" | "refused" => &mut info.errors,
                 name if name.starts_with("dropped: ") => &mut info.errors,
                 "bytes_read" | "rx_bytes" => &mut info.bytes_in,
                 "bytes_written" | "tx_bytes" => &mut info.bytes_out,

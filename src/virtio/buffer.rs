@@ -95,6 +95,17 @@ impl<'a, 'm> Reader<'a, 'm> {
         Some(object)
     }
 
+    /// Copies the next bytes to all of `target`. `None`, and nothing read, if there are not as many.
+    #[inline]
+    pub fn copy_to(&mut self, target: &SharedSlice<'_>) -> Option<()> {
+        self.0.take(target.len(), |at, piece| {
+            if let Some(place) = target.subslice(at, piece.len()) {
+                // As long as each other.
+                let _ = place.copy_from(&piece);
+            }
+        })
+    }
+
     /// What has not been read, for zero-copy. No segment is empty.
     #[inline]
     pub fn into_segments(self) -> &'a [SharedSlice<'m>] {
