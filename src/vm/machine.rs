@@ -23,10 +23,12 @@ use super::stats::ExitCounts;
 use super::vcpus::{CoreNumber, VcpuTable};
 use super::watchdog::Watchdog;
 use crate::backend::clock::{Clock, Ticks};
+use crate::backend::vsock::{ANSWER_LEN, Desk};
 use crate::cpu::GuestRegisters;
 use crate::cpu::sysreg::Limits;
 use crate::gic::{GicVersion, IntId, MAX_VCPUS, VcpuIndex, VcpuSet, Vgic};
 use crate::memory::GuestMemory;
+use crate::monitor;
 use crate::rate_limit::RateLimit;
 use crate::sync::{Mutex, MutexGuard};
 use crate::virtio::{Adjustment, MmioTransport, NextPoll, NotAdjusted, Status, WriteOutcome};
@@ -57,6 +59,8 @@ pub struct Vm<'m> {
     pub number: usize,
     /// Whether its guest may give the monitor's commands.
     pub operator: bool,
+    /// Where its guest may give them by a socket, if it may.
+    pub desk: Option<&'m Desk>,
     /// Its RAM.
     pub memory: GuestMemory<'m>,
     /// What its ID registers must say.
@@ -110,6 +114,7 @@ impl<'m> Vm<'m> {
             name,
             number: 0,
             operator: false,
+            desk: None,
             memory,
             limits,
             vcpus,
@@ -224,6 +229,28 @@ impl<'m> Vm<'m> {
 
     /// Collects what physical devices have finished, for all slots that are to be polled.
     pub fn poll<H: Host>(&self, here: Option<VcpuIndex>, host: &mut H) {
+        self.poll_slots(here, host);
+        if let Some(desk) = self.desk
+            && desk.is_asked()
+        {
+            self.serve(desk, here, host);
+        }
+    }
+
+    /// Carries out a command that the guest gives by a socket, and has the answer on its way.
+    #[cold]
+    #[inline(never)]
+    fn serve<H: Host>(&self, desk: &Desk, here: Option<VcpuIndex>, host: &mut H) {
+        host.with_operator(|operator| {
+            desk.serve(&mut |line, out| {
+                // An answer that is cut is an answer.
+                let _ = monitor::run(line, operator, out, ANSWER_LEN);
+            });
+        });
+        self.poll_slots(here, host);
+    }
+
+    fn poll_slots<H: Host>(&self, here: Option<VcpuIndex>, host: &mut H) {
         let now = host.now();
         let slots = self.to_poll.load(Ordering::Relaxed);
         let mut slots = (slots | slots >> WAITING) & SOON;

@@ -21,11 +21,16 @@
 //! other end's driver is reset, alone or with its machine, they are reset at once; a guest that had more with it
 //! is sent VIRTIO_VSOCK_EVENT_TRANSPORT_RESET, which ends all of its connections.
 //!
+//! # The host
+//! CID 2 is sparkler itself, and has a port for each guest that is allowed to give the monitor commands:
+//! a [`Desk`] of its own.
+//!
 //! # Who locks what
-//! Each port has a lock, and nothing is taken while it is held.
+//! Each port has a lock. Nothing is taken while it is held, but for that of the guest's own [`Desk`].
 
 mod buffers;
 mod connections;
+mod desk;
 mod header;
 mod port;
 
@@ -37,6 +42,7 @@ use spin::Once;
 use super::clock::{Frequency, Ticks};
 use super::net::Busy;
 use crate::memory::SharedSlice;
+pub use desk::{ANSWER_LEN, CALLS, Desk, MONITOR_PORT};
 pub use header::{HEADER, HOST_CID, Header, Kinds, flags, op};
 pub use port::{MAX_PEERS, PortCell, PortConfig};
 
@@ -77,6 +83,7 @@ pub struct Fabric<'m> {
 
 impl<'m> Fabric<'m> {
     /// One without ports.
+    #[inline]
     pub const fn new(frequency: Frequency) -> Self {
         Self {
             ports: [const { Once::new() }; MAX_PORTS],
@@ -192,6 +199,9 @@ impl<'m> Port<'_, 'm> {
         self.woken |= core::mem::take(&mut state.waiting);
         self.cell.show(&state);
         drop(state);
+        if let Some(desk) = self.cell.config.desk {
+            desk.reset();
+        }
         self.cell.lost.store(false, Ordering::Relaxed);
         if was_open {
             self.fabric.disconnect(self.index);
@@ -201,6 +211,9 @@ impl<'m> Port<'_, 'm> {
 
     /// The guest's connections are gone though its driver does not know it yet.
     pub fn lose_connections(&mut self) {
+        if let Some(desk) = self.cell.config.desk {
+            desk.reset();
+        }
         self.cell.state.lock().connections.clear();
         self.cell.lost.store(true, Ordering::Relaxed);
         self.fabric.disconnect(self.index);
@@ -276,6 +289,23 @@ impl<'m> Port<'_, 'm> {
         };
         to.show(&state);
         sent
+    }
+
+    /// Takes a packet of the guest's to [`HOST_CID`], whose payload `read` copies. `false`: it is to be
+    /// refused.
+    pub fn send_to_host(&mut self, header: &Header, read: &mut dyn FnMut(&mut [u8])) -> bool {
+        self.cell.config.desk.is_some_and(|desk| desk.receive(header, read))
+    }
+
+    /// Has the guest get what it is owed by [`HOST_CID`], as far as it can. Whether a command waits to be
+    /// carried out.
+    pub fn attend(&mut self) -> bool {
+        let Some(desk) = self.cell.config.desk else { return false };
+        let mut state = self.cell.state.lock();
+        if state.open && desk.send(self.cid(), &mut state) {
+            self.cell.show(&state);
+        }
+        desk.is_asked()
     }
 
     /// Resets the connection that a packet of the guest's, which is not brought, belongs to.

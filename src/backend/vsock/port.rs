@@ -4,6 +4,7 @@ use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use super::buffers::Buffers;
 use super::connections::Connections;
+use super::desk::Desk;
 use super::header::{Header, Kinds, op};
 use crate::backend::clock::Ticks;
 use crate::backend::net::Busy;
@@ -22,6 +23,8 @@ pub struct PortConfig<'m> {
     pub cid: u32,
     /// Those of the guests that it may talk with, if they may with it.
     pub peers: heapless::Vec<u32, MAX_PEERS>,
+    /// Its place at the monitor, if it may give commands.
+    pub desk: Option<&'m Desk>,
     /// Whom to tell that something has come.
     pub waker: Waker<'m>,
 }
@@ -55,6 +58,7 @@ pub struct PortCell<'m> {
 
 impl<'m> PortCell<'m> {
     /// A port that no driver uses yet.
+    #[inline]
     pub fn new(config: PortConfig<'m>) -> Self {
         Self {
             config,

@@ -9,7 +9,7 @@
 //! understood, not allowed or for nobody, is answered with VIRTIO_VSOCK_OP_RST.
 
 use crate::backend::clock::{Frequency, Ticks};
-use crate::backend::vsock::{HEADER, Header, Kinds, Port, Sent, op};
+use crate::backend::vsock::{HEADER, HOST_CID, Header, Kinds, Port, Sent, op};
 use crate::virtio::device::{ActivateError, ActiveQueue, Context, DeviceType, NextPoll, Progress};
 use crate::virtio::limiter::{Limits, Throttle};
 use crate::virtio::queue::{Chain, ChainBuffer, Head, QueueError};
@@ -69,6 +69,8 @@ pub struct Vsock<'d, 'm> {
     parked: bool,
     /// While a packet waits, there is something in the rings that does not.
     busy: bool,
+    /// A command waits to be carried out, by whoever polls.
+    asked: bool,
     chain: ChainBuffer<'m>,
     live: bool,
 }
@@ -99,6 +101,15 @@ impl<'m> Sender<'_, 'm> {
         let len = header.len.get();
         if !is_sound(&header, packet.remaining()) || !self.kinds.has(&header) {
             return self.refuse(&header);
+        }
+        if header.dst_cid.get() == HOST_CID.into() {
+            let mut read = |to: &mut [u8]| _ = packet.read_bytes(to);
+            if !self.port.send_to_host(&header, &mut read) {
+                return self.refuse(&header);
+            }
+            self.counters.sent += 1;
+            self.counters.sent_bytes += u64::from(len);
+            return Fate::Over;
         }
         // The driver may have made it shorter since.
         if self.done != 0 && packet.skip(self.done as usize).is_none() {
@@ -142,6 +153,7 @@ impl<'m> Sender<'_, 'm> {
 
 impl<'d, 'm> Vsock<'d, 'm> {
     /// A socket device at `port`, which must be closed.
+    #[inline]
     pub fn new(port: Port<'d, 'm>) -> Self {
         Self {
             sender: Sender {
@@ -155,6 +167,7 @@ impl<'d, 'm> Vsock<'d, 'm> {
             posted: heapless::Deque::new(),
             parked: false,
             busy: false,
+            asked: false,
             chain: ChainBuffer::new(),
             live: false,
         }
@@ -256,7 +269,7 @@ impl<'d, 'm> Vsock<'d, 'm> {
         self.posted.clear();
         (self.sender.done, self.parked, self.sender.deadline) = (0, false, None);
         self.sender.throttle.reset();
-        self.busy = false;
+        (self.busy, self.asked) = (false, false);
         self.live = false;
     }
 }
@@ -324,6 +337,7 @@ impl<'m> VirtioDevice<'m> for Vsock<'_, 'm> {
             TRANSMIT => self.transmit(context),
             _ => self.tell(context),
         }
+        self.asked = self.sender.port.attend();
         // The driver has left the guest for us: what has come meanwhile goes back with it.
         self.receive(context);
         self.finish(context);
@@ -331,6 +345,7 @@ impl<'m> VirtioDevice<'m> for Vsock<'_, 'm> {
 
     fn poll(&mut self, context: &mut Context<'_, 'm>) {
         self.tell(context);
+        self.asked = self.sender.port.attend();
         self.receive(context);
         let left = |context: &mut Context<'_, 'm>, index| {
             context.queue(index).is_some_and(|queue| queue.has_leftover())
@@ -351,6 +366,7 @@ impl<'m> VirtioDevice<'m> for Vsock<'_, 'm> {
             [self.sender.deadline, self.sender.throttle.parked()].into_iter().flatten().min();
         match first {
             _ if !self.live => NextPoll::Idle,
+            _ if self.asked => NextPoll::Soon,
             Some(time) if self.parked && !self.busy => NextPoll::At(time),
             _ => NextPoll::OnEvent,
         }

@@ -1,5 +1,6 @@
 //! Tests of the socket device, from the registers of one guest to the buffers of another.
 
+mod host;
 mod life;
 mod traffic;
 
@@ -9,7 +10,7 @@ use zerocopy::{FromBytes, IntoBytes};
 
 use super::*;
 use crate::backend::clock::{Clock, Frequency};
-use crate::backend::vsock::{Fabric, NotAttached, PATIENCE, PortCell, PortConfig, flags};
+use crate::backend::vsock::{Desk, Fabric, NotAttached, PATIENCE, PortCell, PortConfig, flags};
 use crate::backend::wake::{Wake, Waker};
 use crate::memory::testing::ram;
 use crate::memory::{GuestMemory, Ipa};
@@ -71,6 +72,8 @@ struct Guest {
 struct Board {
     fabric: &'static Fabric<'static>,
     woken: &'static Woken,
+    /// Of the guests to come.
+    desk: Option<&'static Desk>,
 }
 
 fn leak<T>(value: T) -> &'static mut T {
@@ -79,14 +82,14 @@ fn leak<T>(value: T) -> &'static mut T {
 
 impl Board {
     fn new() -> Self {
-        Self { fabric: leak(Fabric::new(HERTZ)), woken: leak(Woken::default()) }
+        Self { fabric: leak(Fabric::new(HERTZ)), woken: leak(Woken::default()), desk: None }
     }
 
     /// The device of a guest on core `cid`.
     fn device(&self, cid: u32, peers: &[u32]) -> Result<Vsock<'static, 'static>, NotAttached> {
         let peers = peers.iter().copied().collect();
         let waker = Waker::new(self.woken, cid as u8 & 31);
-        let cell = leak(PortCell::new(PortConfig { cid, peers, waker }));
+        let cell = leak(PortCell::new(PortConfig { cid, peers, desk: self.desk, waker }));
         self.fabric.attach(cell).map(Vsock::new)
     }
 
