@@ -22,6 +22,7 @@ const ACCEPT: usize = 202;
 const CONNECT: usize = 203;
 const SENDTO: usize = 206;
 const RECVFROM: usize = 207;
+const SHUTDOWN: usize = 210;
 
 const AT_FDCWD: usize = -100isize as usize;
 const O_WRONLY: usize = 1;
@@ -201,28 +202,52 @@ impl Ring {
     }
 }
 
-/// An IPv4 address and a port (`struct sockaddr_in`).
+/// An IPv4 address and a port (`struct sockaddr_in`), or a CID and one (`struct sockaddr_vm`), which is as
+/// long.
 #[repr(C)]
 #[derive(Clone, Copy, Default)]
 pub(crate) struct Address {
     family: u16,
     port: [u8; 2],
     host: [u8; 4],
-    zero: [u8; 8],
+    cid: u32,
+    zero: [u8; 4],
 }
 
-const AF_INET: usize = 2;
+const AF_INET: u16 = 2;
+const AF_VSOCK: u16 = 40;
+
+/// Types of sockets.
+#[derive(Clone, Copy)]
+pub(crate) enum Kind {
+    /// A stream of bytes.
+    Stream = 1,
+    /// Datagrams.
+    Datagram = 2,
+    /// Messages over a connection.
+    Messages = 5,
+}
 
 impl Address {
     /// Of a host; 0.0.0.0 is this one.
     pub(crate) fn new(host: [u8; 4], port: u16) -> Self {
-        Self { family: AF_INET as u16, port: port.to_be_bytes(), host, zero: [0; 8] }
+        Self { family: AF_INET, port: port.to_be_bytes(), host, ..Self::default() }
+    }
+
+    /// Of a guest, or of the hypervisor; all ones is this one.
+    pub(crate) fn vsock(cid: u32, port: u32) -> Self {
+        Self { family: AF_VSOCK, host: port.to_ne_bytes(), cid, ..Self::default() }
     }
 }
 
-/// A socket of UDP, or of TCP.
-pub(crate) fn socket(stream: bool) -> Result<usize, isize> {
-    usable(call(SOCKET, [AF_INET, if stream { 1 } else { 2 }, 0, 0]))
+/// A socket for addresses like this one.
+pub(crate) fn socket(like: &Address, kind: Kind) -> Result<usize, isize> {
+    usable(call(SOCKET, [like.family.into(), kind as usize, 0, 0]))
+}
+
+/// Nothing more is sent.
+pub(crate) fn end(socket: usize) -> Result<(), isize> {
+    usable(call(SHUTDOWN, [socket, 1, 0, 0])).map(drop)
 }
 
 /// Gives a socket its own address.

@@ -5,6 +5,11 @@
 //! another. `boot`: when the shell came. `udp HOST PORT [N]` has datagrams of 64 bytes sent back by
 //! `udp-serve PORT` elsewhere, `tcp HOST PORT [MIB]` sends a stream to `tcp-serve PORT`.
 //!
+//! `vsock CID PORT [N]` measures round trips to `vsock-echo PORT`, `vsock-stream CID PORT [MIB]` a stream
+//! to `vsock-serve PORT`. `vsock-send CID PORT MIB` and `vsock-send-messages` send to `vsock-take PORT` and
+//! `vsock-take-messages`, and both sides print a sum. `vsock-wait CID PORT` waits for the end of a connection.
+//! `monitor WORD...` gives the hypervisor a command, at CID 2.
+//!
 //! `fill DEVICE SEED [MIB [FROM]]` writes a whole disk in random pieces, or that many MiB of it from
 //! MiB FROM on, and flushes it; `check DEVICE SEED [MIB [FROM]]` reads it in others and compares.
 //! Writing destroys what the device holds.
@@ -34,10 +39,13 @@ macro_rules! say {
 mod linux;
 mod net;
 mod verify;
+mod vsock;
 
 use core::cell::UnsafeCell;
 use core::ffi::CStr;
 use core::fmt::{self, Write};
+
+use linux::Kind;
 
 /// Requests that are not measured, so that caches and queues have settled.
 const WARM_UP: usize = 200;
@@ -132,6 +140,10 @@ fn run(mut arguments: impl Iterator<Item = &'static CStr>) -> i32 {
         say!(
             "       linux-bench {{fill|check}} DEVICE SEED [MIB [FROM]] | {{udp|tcp}} HOST PORT [N]"
         );
+        say!(
+            "       linux-bench {{vsock|vsock-stream|vsock-send|vsock-wait}} CID PORT [N] | monitor WORD..."
+        );
+        say!("       linux-bench {{vsock-echo|vsock-serve|vsock-take}} PORT");
         say!("       linux-bench {{udp-serve|tcp-serve}} PORT | {{zero|punch}} DEVICE AT BYTES");
         return 2;
     };
@@ -168,6 +180,13 @@ fn other(
 ) -> Option<Result<(), isize>> {
     const INVALID: isize = -22;
     let names = [c"fill", c"check", c"udp-serve", c"tcp-serve", c"udp", c"tcp"];
+    if command == c"monitor" {
+        // SAFETY: as below.
+        return Some(vsock::monitor(arguments, unsafe { &mut (*MEMORY.0.get()).buffer }));
+    }
+    if command.to_bytes().starts_with(b"vsock") {
+        return sockets(command, arguments);
+    }
     if !names.contains(&command) {
         return None;
     }
@@ -191,13 +210,45 @@ fn other(
         b"fill" => verify(verify::Pass::Write),
         b"check" => verify(verify::Pass::Read),
         b"udp-serve" => here().map_or(Err(INVALID), |port| net::serve_udp(&port)),
-        b"tcp-serve" => here().map_or(Err(INVALID), |port| net::serve_tcp(&port, memory)),
+        b"tcp-serve" => here().map_or(Err(INVALID), |port| net::serve_stream(&port, memory)),
         b"udp" => {
             there().zip(count(USUAL)).map_or(Err(INVALID), |(to, n)| net::measure_udp(&to, n))
         }
         b"tcp" => {
-            there().zip(count(64)).map_or(Err(INVALID), |(to, n)| net::measure_tcp(&to, n, memory))
+            let to = there().zip(count(64));
+            to.map_or(Err(INVALID), |(to, n)| net::measure_stream("tcp", &to, n, memory))
         }
+        _ => return None,
+    })
+}
+
+/// What is about sockets between guests; `None` if `command` is none of these.
+fn sockets(
+    command: &CStr,
+    arguments: &mut impl Iterator<Item = &'static CStr>,
+) -> Option<Result<(), isize>> {
+    const INVALID: isize = -22;
+    let words: [Option<&CStr>; 3] = core::array::from_fn(|_| arguments.next());
+    // SAFETY: one of the users of the memory runs, once.
+    let memory = unsafe { &mut (*MEMORY.0.get()).buffer };
+    let count = |usual| words[2].map_or(Some(usual), number);
+    let own = || words[0].and_then(vsock::here).ok_or(INVALID);
+    let other = || vsock::there(words[0]?, words[1]?);
+    let counted = |usual| other().zip(count(usual)).ok_or(INVALID);
+    Some(match command.to_bytes() {
+        b"vsock-echo" => own().and_then(|port| vsock::echo(&port, memory)),
+        b"vsock-serve" => own().and_then(|port| net::serve_stream(&port, memory)),
+        b"vsock-take" => own().and_then(|port| vsock::take(&port, Kind::Stream, memory)),
+        b"vsock-take-messages" => own().and_then(|port| vsock::take(&port, Kind::Messages, memory)),
+        b"vsock" => counted(USUAL).and_then(|(to, n)| vsock::measure_echo(&to, n)),
+        b"vsock-stream" => {
+            counted(64).and_then(|(to, n)| net::measure_stream("vsock", &to, n, memory))
+        }
+        b"vsock-send" => counted(1).and_then(|(to, n)| vsock::send(&to, Kind::Stream, n, memory)),
+        b"vsock-send-messages" => {
+            counted(1).and_then(|(to, n)| vsock::send(&to, Kind::Messages, n, memory))
+        }
+        b"vsock-wait" => other().ok_or(INVALID).and_then(|to| vsock::wait(&to, memory)),
         _ => return None,
     })
 }

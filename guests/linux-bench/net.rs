@@ -2,7 +2,7 @@
 
 use core::ffi::CStr;
 
-use crate::linux::{self, Address};
+use crate::linux::{self, Address, Kind};
 use crate::{number, per_tick};
 
 /// Bytes of a datagram.
@@ -24,7 +24,7 @@ pub(crate) fn address(text: &CStr, port: &CStr) -> Option<Address> {
 
 /// Sends back every datagram, up to an empty one.
 pub(crate) fn serve_udp(port: &Address) -> Result<(), isize> {
-    let socket = linux::socket(false)?;
+    let socket = linux::socket(port, Kind::Datagram)?;
     linux::bind(socket, port)?;
     let mut bytes = [0; 2048];
     loop {
@@ -38,7 +38,7 @@ pub(crate) fn serve_udp(port: &Address) -> Result<(), isize> {
 
 /// Measures round trips, and ends the one that answers.
 pub(crate) fn measure_udp(to: &Address, count: usize) -> Result<(), isize> {
-    let socket = linux::socket(false)?;
+    let socket = linux::socket(to, Kind::Datagram)?;
     let mut bytes = [0; 2048];
     let mut from = 0;
     for turn in 0..WARM_UP + count {
@@ -58,8 +58,8 @@ pub(crate) fn measure_udp(to: &Address, count: usize) -> Result<(), isize> {
 }
 
 /// Takes one stream to its end, and says how much it was.
-pub(crate) fn serve_tcp(port: &Address, memory: &mut [u8]) -> Result<(), isize> {
-    let socket = linux::socket(true)?;
+pub(crate) fn serve_stream(port: &Address, memory: &mut [u8]) -> Result<(), isize> {
+    let socket = linux::socket(port, Kind::Stream)?;
     linux::bind(socket, port)?;
     let stream = linux::accept(socket)?;
     let mut total = 0u64;
@@ -79,8 +79,13 @@ pub(crate) fn serve_tcp(port: &Address, memory: &mut [u8]) -> Result<(), isize> 
 }
 
 /// Measures a stream of so many MiB, until the other side says that it has all.
-pub(crate) fn measure_tcp(to: &Address, mib: usize, memory: &mut [u8]) -> Result<(), isize> {
-    let stream = linux::socket(true)?;
+pub(crate) fn measure_stream(
+    name: &str,
+    to: &Address,
+    mib: usize,
+    memory: &mut [u8],
+) -> Result<(), isize> {
+    let stream = linux::socket(to, Kind::Stream)?;
     linux::connect(stream, to)?;
     let total = (mib as u64) << 20;
     let from = linux::counter();
@@ -100,15 +105,15 @@ pub(crate) fn measure_tcp(to: &Address, mib: usize, memory: &mut [u8]) -> Result
     if u64::from_le_bytes(answer) != total {
         return Err(-5);
     }
-    say!("bench tcp_per_kib {}", taken * per_tick() / (total >> 10));
+    say!("bench {name}_per_kib {}", taken * per_tick() / (total >> 10));
     Ok(())
 }
 
-fn at_least_one(length: usize) -> Result<usize, isize> {
+pub(crate) fn at_least_one(length: usize) -> Result<usize, isize> {
     if length == 0 { Err(-104) } else { Ok(length) }
 }
 
-fn write_all(file: usize, mut bytes: &[u8]) -> Result<(), isize> {
+pub(crate) fn write_all(file: usize, mut bytes: &[u8]) -> Result<(), isize> {
     while !bytes.is_empty() {
         let done = linux::write(file, bytes);
         let done = usize::try_from(done).map_err(|_| done)?;

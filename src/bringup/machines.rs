@@ -50,6 +50,7 @@ use super::disks::{BoardDisks, Finder};
 use super::entropy::Randomness;
 use super::metadata;
 use super::network::Network;
+use super::sockets::Sockets;
 use super::stop;
 
 /// Alignment of what guests' RAM and EL2's pool are cut from: stage 2 maps it by 2 MiB blocks.
@@ -112,6 +113,7 @@ pub(super) fn run(boot: BootInfo, board: Board<'static>, tree: PaRange) -> ! {
         disks,
         network: Network::new(card),
         entropy,
+        sockets: Sockets::default(),
         options,
         pool,
         machines,
@@ -149,6 +151,7 @@ struct Builder {
     disks: BoardDisks,
     network: Network,
     entropy: Option<Randomness>,
+    sockets: Sockets,
     options: VirtioOptions,
     pool: FramePool<'static>,
     /// In the tree's order.
@@ -303,6 +306,13 @@ impl Builder {
                 let entropy = self.entropy.as_mut().ok_or("the board has no source of entropy")?;
                 let rng = entropy.device(&mut self.pool)?;
                 plug(vm, rng, &self.options, device.limits).ok_or(TOO_MANY)?;
+                return Ok(());
+            }
+            DeviceKind::Vsock(node) => {
+                let opened = self.sockets.device(&node, vm.vcpus.home());
+                let (sockets, desk) = opened.ok_or(NO_ROOM)?;
+                vm.desk = vm.desk.or(desk);
+                plug(vm, sockets, &self.options, device.limits).ok_or(TOO_MANY)?;
                 return Ok(());
             }
             DeviceKind::Block { read_only, queues, capacity, slot, .. } => {

@@ -10,6 +10,7 @@ mod entropy;
 mod machines;
 mod metadata;
 mod network;
+mod sockets;
 
 use core::fmt;
 

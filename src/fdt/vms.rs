@@ -41,6 +41,8 @@ const LIMITS: [&str; 4] =
     ["limit-in-bytes", "limit-in-requests", "limit-out-bytes", "limit-out-requests"];
 /// And, of disks, what only the front has, not a medium.
 const OF_FRONTS: [&str; 3] = ["queues", "capacity", "removable"];
+/// And what a socket device's.
+const OF_SOCKETS: [&str; 3] = ["guest-cid", "peers", "operator"];
 
 /// What a VM's node says. Numbers are as they are in the tree.
 #[derive(Clone, Debug)]
@@ -54,7 +56,7 @@ pub struct VmNode<'a> {
     /// `memory`, in KiB.
     pub memory_kib: u64,
     /// `sparkler,cores`: the physical cores; `None` if it is left to us.
-    pub cores: Option<CoreList<'a>>,
+    pub cores: Option<CellList<'a>>,
     /// `sparkler,weight`, if it has one.
     pub weight: Option<u64>,
     /// `sparkler,autostart`: whether it is started with the board.
@@ -96,6 +98,8 @@ pub struct DeviceNode<'a> {
 pub enum DeviceKind<'a> {
     /// `sparkler,virtio-net`.
     Net(NetNode),
+    /// `sparkler,virtio-vsock`.
+    Vsock(VsockNode<'a>),
     /// `sparkler,virtio-block`.
     Block {
         /// `backend` with its properties: where the data is.
@@ -141,6 +145,17 @@ pub struct NetNode {
     pub pairs: u64,
     /// `metadata`, with `reg`: memory that a boot loader has put an archive in, which the guest is served.
     pub metadata: Option<PaRange>,
+}
+
+/// What a socket device's node says. Numbers are as they are in the tree.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct VsockNode<'a> {
+    /// `guest-cid`: the guest's context ID.
+    pub cid: u64,
+    /// `peers`: the context IDs of those it may talk with, if there are any.
+    pub peers: Option<CellList<'a>>,
+    /// `operator`: whether it may give the monitor commands, at CID 2.
+    pub operator: bool,
 }
 
 /// Where the frames of a network device go.
@@ -220,11 +235,11 @@ pub enum Below<'a> {
     },
 }
 
-/// The cells of `sparkler,cores`. At least one.
+/// The cells of a property. At least one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct CoreList<'a>(&'a [[u8; 4]]);
+pub struct CellList<'a>(&'a [[u8; 4]]);
 
-impl CoreList<'_> {
+impl CellList<'_> {
     /// The numbers in it.
     pub fn iter(&self) -> impl Iterator<Item = u32> {
         self.0.iter().map(|cell| u32::from_be_bytes(*cell))
@@ -273,7 +288,7 @@ fn read<'a>(
         name: at.text("vm-name").unwrap_or_else(own_name),
         cpus: at.required("cpus"),
         memory_kib: at.required("memory"),
-        cores: at.cores("sparkler,cores"),
+        cores: at.cells("sparkler,cores"),
         weight: at.number("sparkler,weight"),
         autostart: at.is_second("sparkler,autostart", ["no", "yes"]).unwrap_or(true),
         on_crash: match at.is_second("sparkler,on-crash", ["stop", "restart"]) {
@@ -327,6 +342,13 @@ fn read_child<'a>(vm: &mut VmNode<'a>, at: &mut Reader<'_, '_, 'a>, cells: Cells
     } else if compatible.contains("sparkler,virtio-rng") {
         at.check_device_names(&[]);
         Some(DeviceKind::Rng)
+    } else if compatible.contains("sparkler,virtio-vsock") {
+        at.check_device_names(&[&OF_SOCKETS]);
+        Some(DeviceKind::Vsock(VsockNode {
+            cid: at.required("guest-cid"),
+            peers: at.cells("peers"),
+            operator: at.flag("operator"),
+        }))
     } else {
         return at.bad_node("compatible is neither that of a module nor of a device");
     };
@@ -577,12 +599,12 @@ impl<'a> Reader<'_, '_, 'a> {
         Some(text == second)
     }
 
-    fn cores(&mut self, property: &'static str) -> Option<CoreList<'a>> {
+    fn cells(&mut self, property: &'static str) -> Option<CellList<'a>> {
         let (cells, rest) = self.place.value(property)?.as_chunks();
         if cells.is_empty() || !rest.is_empty() {
             self.bad(property, "is not a list of cells");
         }
-        Some(CoreList(cells))
+        Some(CellList(cells))
     }
 }
 

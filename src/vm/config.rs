@@ -24,6 +24,7 @@ pub use super::run_queue::Weight;
 use super::layout;
 use crate::backend::block::SECTOR_SIZE;
 use crate::backend::net::{MAX_PAIRS, MacAddress};
+use crate::backend::vsock::{HOST_CID, MAX_PEERS};
 use crate::fdt::vms::MAX_DEVICES;
 use crate::fdt::{Below, BlockSource, Board, BoardError, DeviceKind, DeviceNode, Module, NodePath};
 use crate::fdt::{DiskPart, DiskSlot, NetNode, NetTarget, OnCrash, VmNode};
@@ -55,6 +56,10 @@ const MAX_NULL_DISK_KIB: u64 = 1 << 43;
 /// The MTUs that a network device can have: from what IPv4 needs to what its frames hold.
 const LEAST_MTU: u64 = 68;
 const MOST_MTU: u64 = u16::MAX as u64;
+
+/// The context IDs that a guest can have.
+const FIRST_CID: u64 = HOST_CID as u64 + 1;
+const LAST_CID: u64 = u32::MAX as u64 - 1;
 
 const _: () = assert!(MAX_DEVICES <= super::machine::MAX_DEVICES);
 
@@ -163,6 +168,14 @@ fn address(device: &DeviceNode<'_>) -> Option<[u8; 6]> {
     }
 }
 
+/// The context ID that a socket device is to have.
+fn cid(device: &DeviceNode<'_>) -> Option<u64> {
+    match device.kind {
+        DeviceKind::Vsock(sockets) => Some(sockets.cid),
+        _ => None,
+    }
+}
+
 /// The VMs of a board.
 #[derive(Clone, Debug, Default)]
 pub struct Configuration<'a> {
@@ -246,7 +259,7 @@ impl<'a> Configuration<'a> {
             vm.devices.retain(|device| match device.kind {
                 DeviceKind::Net(_) => card,
                 DeviceKind::Rng => entropy,
-                DeviceKind::Block { .. } => true,
+                DeviceKind::Block { .. } | DeviceKind::Vsock(_) => true,
             });
         }
     }
@@ -388,6 +401,9 @@ impl<'a> Configuration<'a> {
                 if address(device).is_some_and(|mac| address(other) == Some(mac)) {
                     return Err(ConfigError::AddressTaken { node: device.node, by: other.node });
                 }
+                if cid(device).is_some_and(|own| cid(other) == Some(own)) {
+                    return Err(ConfigError::CidTaken { node: device.node, by: other.node });
+                }
             }
             let source = match device.kind {
                 DeviceKind::Net(net) => {
@@ -399,6 +415,12 @@ impl<'a> Configuration<'a> {
                     source
                 }
                 DeviceKind::Rng => continue,
+                DeviceKind::Vsock(sockets) => {
+                    in_range("guest-cid", sockets.cid, FIRST_CID, LAST_CID)?;
+                    let peers = sockets.peers.map_or(0, |peers| peers.iter().count() as u64);
+                    in_range("number of peers", peers, 0, MAX_PEERS as u64)?;
+                    continue;
+                }
             };
             match source {
                 BlockSource::Ram { image }

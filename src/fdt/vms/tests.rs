@@ -160,6 +160,31 @@ fn a_device_s_limits_are_rates_with_or_without_a_burst() {
 }
 
 #[test]
+fn a_socket_device_s_node_is_understood() {
+    let sockets = |name| TestNode::new(name).text("compatible", "sparkler,virtio-vsock");
+    let all =
+        sockets("sockets@0").cells("guest-cid", &[3]).cells("peers", &[4, 5]).flag("operator");
+    let least = sockets("sockets@1").cells("guest-cid", &[4]);
+    let blob = board(1, &[vm("alice", 0x4800_0000).child(all).child(least)]).blob();
+    let board = Board::read(&blob, Pa::new(0)).unwrap();
+    board.for_each_vm(&mut |_, read| {
+        let kinds: Vec<_> = read.unwrap().devices.iter().map(|device| device.kind).collect();
+        let [DeviceKind::Vsock(all), DeviceKind::Vsock(least)] = kinds[..] else { panic!() };
+        assert_eq!((all.cid, all.operator), (3, true));
+        assert_eq!(all.peers.unwrap().iter().collect::<Vec<_>>(), [4, 5]);
+        assert_eq!(least, VsockNode { cid: 4, peers: None, operator: false });
+    });
+
+    let with = |child: TestNode| refused(vm("alice", 0x4800_0000).child(child));
+    let good = || sockets("sockets").cells("guest-cid", &[3]);
+    let at = "/chosen/alice/sockets:";
+    assert_eq!(with(sockets("sockets")), format!("{at} guest-cid is missing"));
+    let peers = good().bytes("peers", &[0, 0, 4]);
+    assert_eq!(with(peers), format!("{at} peers is not a list of cells"));
+    assert_eq!(with(good().cells("mtu", &[1500])), format!("{at} mtu means nothing here"));
+}
+
+#[test]
 fn what_a_node_does_not_say_has_a_default() {
     let blob = board(1, &[vm("bob", 0x4800_0000)]).blob();
     let board = Board::read(&blob, Pa::new(0)).unwrap();
@@ -336,7 +361,7 @@ fn media_follow_the_removable_disk_that_they_are_for() {
         let devices = read.unwrap().devices;
         let kinds = devices.iter().map(|device| match device.kind {
             DeviceKind::Block { read_only, queues, slot, .. } => (read_only, queues, slot),
-            DeviceKind::Net(_) => panic!(),
+            _ => panic!(),
         });
         // Whether it may be written is the drive's to say.
         let media = (true, None, DiskSlot::Medium);

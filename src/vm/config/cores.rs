@@ -3,7 +3,7 @@
 use core::fmt;
 
 use super::{ConfigError, MAX_CORES, MAX_VCPUS, MAX_VCPUS_PER_CORE, VmConfig};
-use crate::fdt::vms::CoreList;
+use crate::fdt::vms::CellList;
 
 /// A physical core: the number of its `cpu` node in the board's tree. Below [`MAX_CORES`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -85,7 +85,7 @@ fn on(cores: &Cores, core: CoreIndex) -> usize {
 /// which starts over where it ends. Those that no vCPU comes to must exist too.
 pub(super) fn named<'a>(
     vms: &[VmConfig<'a>],
-    list: CoreList<'a>,
+    list: CellList<'a>,
     vcpus: u8,
     existing: CoreSet,
 ) -> Result<Cores, ConfigError<'a>> {

@@ -134,6 +134,13 @@ pub enum ConfigError<'a> {
         /// Why.
         reason: &'static str,
     },
+    /// The context ID is that of another device.
+    CidTaken {
+        /// The socket device.
+        node: NodePath<'a>,
+        /// Whose it is.
+        by: NodePath<'a>,
+    },
     /// A RAM disk's image is no number of sectors.
     ImageLength {
         /// The image.
@@ -213,6 +220,7 @@ impl fmt::Display for ConfigError<'_> {
                 write!(f, "mac-address of {node} is that of {by}")
             }
             Self::Metadata { reason, .. } => write!(f, "metadata: {reason}"),
+            Self::CidTaken { node, by } => write!(f, "guest-cid of {node} is that of {by}"),
             Self::ImageLength { image } => {
                 write!(f, "the RAM disk at {image} is not a multiple of 512 bytes")
             }

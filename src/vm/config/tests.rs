@@ -360,6 +360,30 @@ fn a_metadata_archive_may_be_several_vms_and_nothing_else_is_there() {
 }
 
 #[test]
+fn a_context_id_is_possible_and_one_device_s_alone() {
+    let sockets = |cid: u32| {
+        TestNode::new("sockets")
+            .text("compatible", "sparkler,virtio-vsock")
+            .cells("guest-cid", &[cid])
+    };
+    let last = sockets(0xFFFF_FFFE).cells("peers", &[1, 2, 3, 4, 5, 6, 7, 8]);
+    let outcome = configure(2, &[good("one", 0).child(last), good("two", 1).child(sockets(3))], 0);
+    assert_eq!(names(&outcome), ["one", "two"]);
+    for cid in [0, 1, 2, u32::MAX] {
+        let why = format!("/chosen/bad: guest-cid is {cid}: 3 to 4294967294 are possible");
+        alone_is_refused(bad().child(sockets(cid)), &why);
+    }
+    let many = sockets(3).cells("peers", &[4; 9]);
+    let why = "/chosen/bad: number of peers is 9: 0 to 8 are possible";
+    alone_is_refused(bad().child(many), why);
+
+    let outcome =
+        configure(2, &[good("one", 0).child(sockets(7)), good("two", 1).child(sockets(7))], 0);
+    let taken = "/chosen/two: guest-cid of /chosen/two/sockets is that of /chosen/one/sockets";
+    assert_eq!((names(&outcome), outcome.1.as_slice()), (vec!["one"], &[taken.to_owned()][..]));
+}
+
+#[test]
 fn a_physical_disk_exists_and_is_one_vm_s_alone() {
     let disk = |name: &str, n: u32| block(name, "physical").cells("disk", &[n]);
     let alice = good("alice", 0).child(disk("d0", 1)).child(disk("d1", 0));
