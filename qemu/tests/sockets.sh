@@ -79,7 +79,8 @@ test_who_is_no_peer_is_not_reached_and_who_is_turned_off_is_missed_at_once() {
             ;;
         esac' | tee "$dir/out" || true
     expect_equal 'refused' 3 "$(grep -c 'alice| linux-bench: vsock-wait: error 104' "$dir/out")"
-    expect_text "$dir/out" 'alice| vsock: ended with error 104'
+    # Bob's echo never ends it.
+    expect_text "$dir/out" 'alice| vsock: ended with'
 }
 
 test_a_guest_that_is_the_operator_gives_commands_by_a_socket() {

@@ -26,6 +26,7 @@ mod split;
 mod state;
 mod switch;
 mod vms;
+mod vsock;
 
 pub use block_requests::block_requests;
 pub use decode::decode;
@@ -42,6 +43,7 @@ pub use split::{split_chains, split_race};
 pub use state::state;
 pub use switch::switch;
 pub use vms::vms;
+pub use vsock::vsock;
 
 /// A target: its name, and what it does with an input.
 pub type Target = (&'static str, fn(&[u8]));
@@ -65,4 +67,5 @@ pub const TARGETS: [Target; 17] = [
     ("decode", decode),
     ("monitor", monitor),
     ("switch", switch),
+    ("vsock", vsock),
 ];
