@@ -76,11 +76,9 @@ proptest! {
                 Step::Reset { guest } => {
                     guests[guest].bring_up(ALL);
                     (posted[guest], on_the_way[guest]) = (0, 0);
-                    for other in 0..3 {
-                        // What it had sent is over, and it does not know what was sent to it.
-                        port[guest][other] += 1;
-                        port[other][guest] += 1;
-                    }
+                    // What it had sent is over, and it does not know what was sent to it.
+                    port[guest].iter_mut().for_each(|stream| *stream += 1);
+                    port.iter_mut().for_each(|of_other| of_other[guest] += 1);
                 }
                 Step::Send { .. } => (),
             }
