@@ -16,6 +16,7 @@ mod guest_exits;
 mod honest;
 mod input;
 mod kernel_image;
+mod metadata;
 mod monitor;
 mod net;
 mod packed;
@@ -34,6 +35,7 @@ pub use fdt::fdt;
 pub use gpt::gpt;
 pub use guest_exits::guest_exits;
 pub use kernel_image::kernel_image;
+pub use metadata::metadata;
 pub use monitor::monitor;
 pub use net::{net_control, net_frames};
 pub use packed::packed_chains;
@@ -49,7 +51,7 @@ pub use vsock::vsock;
 pub type Target = (&'static str, fn(&[u8]));
 
 /// All targets. Each has a folder of its name in `corpus/`.
-pub const TARGETS: [Target; 17] = [
+pub const TARGETS: [Target; 18] = [
     ("registers", registers),
     ("split_chains", split_chains),
     ("split_race", split_race),
@@ -68,4 +70,5 @@ pub const TARGETS: [Target; 17] = [
     ("monitor", monitor),
     ("switch", switch),
     ("vsock", vsock),
+    ("metadata", metadata),
 ];
