@@ -77,6 +77,8 @@ impl Operator for Vms<'_> {
             latency_max: self.number,
             latencies: Histogram::EMPTY,
             limits: [Limits::default(); 2],
+            merged: self.number,
+            drops: [("number", self.number); _],
         })
     }
     fn core(&self, _: usize) -> Option<CoreInfo> {
