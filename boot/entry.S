@@ -85,6 +85,8 @@ at_el2:
     load_constant x0, {sctlr_off}
     msr     sctlr_el2, x0
     isb
+    mov     x0, #0x33ff             // CPTR_EL2: RES1, TFP clear: memory is copied with vector registers
+    msr     cptr_el2, x0
 
 // Zero .bss (the first tables are in it). Stale cache lines would hide what is written with the
 // caches off, so they are discarded first.
@@ -184,6 +186,8 @@ secondary_entry:
     load_constant x0, {sctlr_off}
     msr     sctlr_el2, x0
     isb
+    mov     x0, #0x33ff             // as the first core
+    msr     cptr_el2, x0
     mrs     x0, mpidr_el1
     load_constant x1, {affinity}
     and     x0, x0, x1

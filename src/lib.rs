@@ -166,7 +166,7 @@
 //! | SCR_EL3, CPTR_EL3, ICC_SRE_EL3, SPSR_EL3, ELR_EL3 | `boot/entry.S`, when entered at EL3 |
 //! | SCTLR_EL2, TCR_EL2, MAIR_EL2, TTBR0_EL2, VBAR_EL2 | `boot/entry.S`, from `arch::layout` |
 //! | ELR_EL2, SPSR_EL2, TPIDR_EL2 | `boot/vectors.S`; `arch::guest::Seat::run` |
-//! | HCR_EL2, CPTR_EL2, MDCR_EL2, HSTR_EL2, HCRX_EL2, CNTHCTL_EL2, VPIDR_EL2, MDSCR_EL1 | `arch::el1::set_traps`; HCR_EL2 first in `boot/entry.S` |
+//! | HCR_EL2, CPTR_EL2, MDCR_EL2, HSTR_EL2, HCRX_EL2, CNTHCTL_EL2, VPIDR_EL2, MDSCR_EL1 | `arch::el1::set_traps`; HCR_EL2 and CPTR_EL2 first in `boot/entry.S` |
 //! | VMPIDR_EL2, CNTVOFF_EL2, `*_EL1`, `*_EL0` | `arch::context` |
 //! | ESR_EL1, ELR_EL1, SPSR_EL1, FAR_EL1 of an exception put into the guest; SP_EL0, SP_EL1 of a write-back | `arch::core` |
 //! | VTCR_EL2, VTTBR_EL2 | `arch::stage2` |

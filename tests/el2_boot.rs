@@ -12,6 +12,7 @@ mod el2_support;
 #[cfg(target_os = "none")]
 mod on_target {
     use super::el2_support::{self, check};
+    use core::arch::asm;
     use core::ptr::NonNull;
 
     use aarch64_cpu::registers::{CurrentEL, HCR_EL2, Readable, SCTLR_EL2};
@@ -125,8 +126,50 @@ mod on_target {
         Ok(())
     }
 
+    fn long_copies_are_right_and_leave_the_vector_registers_alone() -> Result<(), &'static str> {
+        const LEN: usize = 2048;
+        static mut FROM: [u8; LEN] = [0; LEN];
+        static mut TO: [u8; LEN] = [0; LEN];
+        // SAFETY: statics that are used here only, and through these slices only.
+        let slice = |room: *mut [u8; LEN]| unsafe {
+            SharedSlice::new(NonNull::new_unchecked(room.cast::<u8>()), Pa::new(0), LEN)
+        };
+        let (from, to) = (slice(&raw mut FROM), slice(&raw mut TO));
+        for at in 0..LEN {
+            from.store_u8(at, (at % 251) as u8).ok_or("outside")?;
+        }
+        let vectors: [u128; 8] = core::array::from_fn(|n| (n as u128 + 1) << 100 | n as u128);
+        for len in [511, 512, 513, 639, 640, 641, 1500, 2000] {
+            to.fill(0, LEN, 0xff).ok_or("outside")?;
+            let part = from.subslice(len % 7, len).ok_or("outside")?;
+            let room = to.subslice(5, len).ok_or("outside")?;
+            // SAFETY: V0 to V7, in which nothing of Rust lives at EL2.
+            unsafe {
+                asm!(".arch_extension fp", "ldp q0, q1, [{0}]", "ldp q2, q3, [{0}, #32]",
+                    "ldp q4, q5, [{0}, #64]", "ldp q6, q7, [{0}, #96]", in(reg) &vectors);
+            }
+            room.copy_from(&part).ok_or("refused")?;
+            let mut kept = [0u128; 8];
+            // SAFETY: as above.
+            unsafe {
+                asm!(".arch_extension fp", "stp q0, q1, [{0}]", "stp q2, q3, [{0}, #32]",
+                    "stp q4, q5, [{0}, #64]", "stp q6, q7, [{0}, #96]", in(reg) &mut kept);
+            }
+            check(kept == vectors, "the vector registers have changed")?;
+            for at in 0..LEN {
+                let expected = match at.checked_sub(5).filter(|at| *at < len) {
+                    Some(at) => ((at + len % 7) % 251) as u8,
+                    None => 0xff,
+                };
+                check(to.load_u8(at) == Some(expected), "other bytes, or too many")?;
+            }
+        }
+        Ok(())
+    }
+
     el2_tests!(
         shared_memory_is_copied_right_at_every_phase_and_length,
+        long_copies_are_right_and_leave_the_vector_registers_alone,
         runs_at_el2_with_mmu_and_caches_on,
         text_is_executable_and_not_writable,
         constants_are_neither_writable_nor_executable,

@@ -15,6 +15,7 @@ use super::layout::{self, descriptor};
 use super::{exception, fault, smp};
 use crate::cpu::GuestRegisters;
 use crate::memory::Pa;
+use crate::memory::shared::copy_bytes;
 
 // The vectors store pairs: x0 first, pc right after x30.
 const _: () = assert!(GuestRegisters::X_OFFSET == 0 && GuestRegisters::PC_OFFSET == 248);
@@ -56,6 +57,10 @@ global_asm!(
     on_serror = sym exception::on_serror,
     on_fatal = sym fault::on_fatal,
 );
+
+// The compiler's own goes by single words, and by bytes where the two are not aligned alike. Not a
+// function of Rust's: what only the compiler calls would be dropped.
+global_asm!(".global memcpy", "memcpy: b {copy}", copy = sym copy_bytes);
 
 unsafe extern "C" {
     static __end: u8;

@@ -176,29 +176,44 @@ impl<'m> SharedSlice<'m> {
     /// Copies the bytes at `offset` into `out`.
     /// `None`, and `out` unchanged, if they do not lie wholly in the slice.
     ///
-    /// Bytes that another agent changes meanwhile arrive old or new, aligned words whole.
+    /// Bytes that another agent changes meanwhile arrive old or new; words whole only if the first
+    /// byte is at a word's boundary.
     #[inline]
     pub fn read_bytes(&self, offset: usize, out: &mut [u8]) -> Option<()> {
         let source = self.subslice(offset, out.len())?;
+        #[cfg(all(target_arch = "aarch64", not(miri)))]
+        // SAFETY: `source` and `out` are `len` bytes each; `out` is nobody else's.
+        unsafe {
+            copy_bytes(NonNull::from(&mut *out).cast(), source.base, source.len);
+        }
+        #[cfg(not(all(target_arch = "aarch64", not(miri))))]
+        source.read_by_atomics(out)?;
+        #[cfg(test)]
+        super::testing::loaded(self, offset, out.len());
+        Some(())
+    }
+
+    /// Reads as many bytes as there are: a word at a time where the words of the slice begin.
+    #[cfg(not(all(target_arch = "aarch64", not(miri))))]
+    fn read_by_atomics(&self, out: &mut [u8]) -> Option<()> {
+        let source = self;
         let mut at = source.bytes_before_word();
         let (head, rest) = out.split_at_mut_checked(at)?;
         for (index, byte) in head.iter_mut().enumerate() {
             // SAFETY: index < at <= source.len().
             *byte = unsafe { source.byte_at(index) }.load(Ordering::Relaxed);
         }
-        let mut words = rest.chunks_exact_mut(WORD);
-        for chunk in &mut words {
+        let (words, tail) = rest.as_chunks_mut::<WORD>();
+        for chunk in words {
             // SAFETY: the chunk at `at` is inside `source`, and `at` is at a word boundary.
             let word = unsafe { source.word_at(at) }.load(Ordering::Relaxed);
-            chunk.copy_from_slice(&word.to_ne_bytes());
+            *chunk = word.to_ne_bytes();
             at += WORD;
         }
-        for (index, byte) in words.into_remainder().iter_mut().enumerate() {
+        for (index, byte) in tail.iter_mut().enumerate() {
             // SAFETY: the remainder begins at `at` and ends with `source`.
             *byte = unsafe { source.byte_at(at + index) }.load(Ordering::Relaxed);
         }
-        #[cfg(test)]
-        super::testing::loaded(self, offset, out.len());
         Some(())
     }
 
@@ -207,6 +222,20 @@ impl<'m> SharedSlice<'m> {
     #[inline]
     pub fn write_bytes(&self, offset: usize, bytes: &[u8]) -> Option<()> {
         let target = self.subslice(offset, bytes.len())?;
+        #[cfg(all(target_arch = "aarch64", not(miri)))]
+        // SAFETY: `target` and `bytes` are `len` bytes each.
+        unsafe {
+            copy_bytes(target.base, NonNull::from(bytes).cast(), target.len);
+        }
+        #[cfg(not(all(target_arch = "aarch64", not(miri))))]
+        target.write_by_atomics(bytes)?;
+        Some(())
+    }
+
+    /// Writes as many bytes as there are: a word at a time where the words of the slice begin.
+    #[cfg(not(all(target_arch = "aarch64", not(miri))))]
+    fn write_by_atomics(&self, bytes: &[u8]) -> Option<()> {
+        let target = self;
         let mut at = target.bytes_before_word();
         let (head, rest) = bytes.split_at_checked(at)?;
         for (index, byte) in head.iter().enumerate() {
@@ -337,18 +366,54 @@ impl<'m> SharedSlice<'m> {
     }
 }
 
-/// Copies forwards, 64 bytes a round, with pairs of general registers: EL2 has no others. Accesses
-/// need not be aligned, which Normal memory allows, so that the phases of the two do not matter.
+/// Copies forwards, 64 bytes a round, with pairs of general registers; what is long with pairs of
+/// vector registers first, 128 bytes a round. At EL2 those are the guest's, and nothing of Rust lives
+/// in them: their values are put aside meanwhile. Accesses need not be aligned, which Normal memory
+/// allows, so that the phases of the two do not matter.
+///
+/// The interface is C's, and so is what is returned, `to`: at EL2 this is `memcpy` too.
 ///
 /// # Safety
 /// `len` bytes at `from` are readable and at `to` writable, as [`SharedSlice::new`] has it.
 #[cfg(all(target_arch = "aarch64", not(miri)))]
-unsafe fn copy_bytes(to: NonNull<u8>, from: NonNull<u8>, len: usize) {
-    // SAFETY: the loop takes 64 bytes as long as there are so many, each of the rest's bits what it
-    // stands for, so that exactly `len` bytes are read and written. Shared memory is only ever
-    // accessed by atomics or by code the compiler does not see into, as this.
+#[inline(never)]
+pub(crate) unsafe extern "C" fn copy_bytes(
+    to: NonNull<u8>,
+    from: NonNull<u8>,
+    len: usize,
+) -> NonNull<u8> {
+    let mut aside = core::mem::MaybeUninit::<[u128; 8]>::uninit();
+    // SAFETY: each loop takes as many bytes a round as there are at least, each of the rest's bits what
+    // it stands for, so that exactly `len` bytes are read and written. Shared memory is only ever
+    // accessed by atomics or by code the compiler does not see into, as this. V0 to V7 are left as they
+    // were; `aside` has room for them.
     unsafe {
         core::arch::asm!(
+            ".arch_extension fp",
+            "cmp {len}, #512",
+            "b.lo 12f",
+            "stp q0, q1, [{aside}]",
+            "stp q2, q3, [{aside}, #32]",
+            "stp q4, q5, [{aside}, #64]",
+            "stp q6, q7, [{aside}, #96]",
+            "sub {len}, {len}, #128",
+            "11:",
+            "ldp q0, q1, [{from}], #128",
+            "ldp q2, q3, [{from}, #-96]",
+            "ldp q4, q5, [{from}, #-64]",
+            "ldp q6, q7, [{from}, #-32]",
+            "subs {len}, {len}, #128",
+            "stp q0, q1, [{to}], #128",
+            "stp q2, q3, [{to}, #-96]",
+            "stp q4, q5, [{to}, #-64]",
+            "stp q6, q7, [{to}, #-32]",
+            "b.hs 11b",
+            "add {len}, {len}, #128",
+            "ldp q0, q1, [{aside}]",
+            "ldp q2, q3, [{aside}, #32]",
+            "ldp q4, q5, [{aside}, #64]",
+            "ldp q6, q7, [{aside}, #96]",
+            "12:",
             "subs {len}, {len}, #64",
             "b.lo 3f",
             "2:",
@@ -390,6 +455,7 @@ unsafe fn copy_bytes(to: NonNull<u8>, from: NonNull<u8>, len: usize) {
             "ldrb {a:w}, [{from}]",
             "strb {a:w}, [{to}]",
             "9:",
+            aside = in(reg) aside.as_mut_ptr(),
             len = inout(reg) len => _,
             from = inout(reg) from.as_ptr() => _,
             to = inout(reg) to.as_ptr() => _,
@@ -404,6 +470,7 @@ unsafe fn copy_bytes(to: NonNull<u8>, from: NonNull<u8>, len: usize) {
             options(nostack),
         );
     }
+    to
 }
 
 /// Loads the words of an entry, each once.
