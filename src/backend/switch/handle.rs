@@ -6,9 +6,26 @@ use super::port::{Control, Flags, PortCell};
 use super::{Counter, MIN_MTU, Ports, Switch, own_vlan};
 use crate::backend::clock::Ticks;
 use crate::backend::net::{
-    Busy, Filter, Frame, NetBackend, NetInfo, Offloads, Received, Reception, SendTag, Sent,
+    Busy, Filter, Frame, MAX_PAIRS, NetBackend, NetInfo, Offloads, Received, Reception, SendTag,
+    Sent,
 };
 use crate::memory::SharedSlice;
+
+/// Buffers taken from a port with its lock taken once: those of a large frame.
+const TAKEN: usize = 16;
+
+/// Filled buffers of a pair, taken from the port and not yet told of.
+#[derive(Clone, Copy)]
+struct Taken {
+    buffers: [Received; TAKEN],
+    next: usize,
+    end: usize,
+}
+
+impl Taken {
+    const NONE: Taken =
+        Taken { buffers: [Received { written: 0, continues: false }; TAKEN], next: 0, end: 0 };
+}
 
 /// A port of a [`Switch`], as a network device has it.
 pub struct Port<'s, 'm> {
@@ -19,11 +36,14 @@ pub struct Port<'s, 'm> {
     woken: Ports,
     /// The uplink has been given something since.
     out: bool,
+    /// By pair.
+    taken: [Taken; MAX_PAIRS],
 }
 
 impl<'s, 'm> Port<'s, 'm> {
     pub(super) fn new(switch: &'s Switch<'m>, cell: &'m PortCell<'m>, index: usize) -> Self {
-        Self { switch, cell, index, woken: Ports::default(), out: false }
+        let taken = [Taken::NONE; MAX_PAIRS];
+        Self { switch, cell, index, woken: Ports::default(), out: false, taken }
     }
 
     /// Which one it is, for [`Switch::set_link`] and its like.
@@ -106,15 +126,26 @@ impl<'m> NetBackend<'m> for Port<'_, 'm> {
     }
 
     fn poll_received(&mut self, pair: u16) -> Option<Received> {
-        self.cell.poll_received(pair)
+        let taken = self.taken.get_mut(usize::from(pair))?;
+        if taken.next == taken.end {
+            taken.next = 0;
+            taken.end = self.cell.take_received(pair, &mut taken.buffers);
+        }
+        let received = taken.buffers.get(..taken.end)?.get(taken.next).copied()?;
+        taken.next += 1;
+        Some(received)
     }
 
     fn withdraw(&mut self, pair: u16) {
         self.cell.withdraw(pair);
+        if let Some(taken) = self.taken.get_mut(usize::from(pair)) {
+            *taken = Taken::NONE;
+        }
     }
 
     fn close(&mut self, now: Ticks) -> bool {
         self.cell.close();
+        self.taken = [Taken::NONE; MAX_PAIRS];
         self.switch.forwarding.forget(Place::port(self.index));
         self.kick();
         if self.in_flight() != 0 {

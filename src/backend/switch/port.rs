@@ -249,22 +249,24 @@ impl<'m> PortCell<'m> {
         let mut state = self.state.lock();
         let queue = state.queues.get_mut(usize::from(pair)).ok_or(Busy)?;
         queue.post(segments)?;
-        state.drain(usize::from(pair), &self.counters);
-        self.show(&state, usize::from(pair));
+        if state.backlogs.get(usize::from(pair)).is_some_and(|backlog| !backlog.is_empty()) {
+            state.drain(usize::from(pair), &self.counters);
+            self.show(&state, usize::from(pair));
+        }
         Ok(())
     }
 
-    /// The oldest buffer of a pair, if a frame has filled it.
-    #[inline]
-    pub(super) fn poll_received(&self, pair: u16) -> Option<Received> {
+    /// The oldest buffers of a pair that frames have filled, as many as `out` has room for.
+    pub(super) fn take_received(&self, pair: u16, out: &mut [Received]) -> usize {
         // Whoever fills a buffer after this wakes the port.
         if self.ready.load(Relaxed) >> (pair & 7) & 1 == 0 {
-            return None;
+            return 0;
         }
         let mut state = self.state.lock();
-        let received = state.queues.get_mut(usize::from(pair))?.pop_received();
+        let Some(queue) = state.queues.get_mut(usize::from(pair)) else { return 0 };
+        let count = queue.take_received(out);
         self.show(&state, usize::from(pair));
-        received
+        count
     }
 
     /// Forgets the buffers of a pair.
@@ -435,6 +437,7 @@ impl PortState<'_> {
     }
 
     /// Writes frames that wait to the buffers that are there.
+    #[inline(never)]
     fn drain(&mut self, pair: usize, counters: &Counters) {
         let mergeable = self.reception.mergeable;
         let Some(queue) = self.queues.get_mut(pair) else { return };

@@ -102,12 +102,18 @@ impl<'m> PairQueue<'m> {
         Ok(())
     }
 
-    /// The oldest buffer, if it is filled.
-    pub(super) fn pop_received(&mut self) -> Option<Received> {
-        self.received_count = self.received_count.checked_sub(1)?;
-        let received = *self.received.get(self.first_received & (BUFFERS - 1))?;
-        self.first_received += 1;
-        Some(received)
+    /// Takes the oldest buffers that are filled, as many as `out` has room for; says how many.
+    pub(super) fn take_received(&mut self, out: &mut [Received]) -> usize {
+        let mut count = 0;
+        for (place, from) in out.iter_mut().take(self.received_count).zip(self.first_received..) {
+            if let Some(received) = self.received.get(from & (BUFFERS - 1)) {
+                *place = *received;
+            }
+            count += 1;
+        }
+        self.first_received += count;
+        self.received_count -= count;
+        count
     }
 
     /// Whether the oldest buffer is filled.
@@ -164,23 +170,27 @@ impl<'m> PairQueue<'m> {
 
     /// Of the first `count` buffers `total` bytes are filled.
     fn consume(&mut self, count: usize, total: usize) {
-        let mut left = total;
-        for index in 0..count {
-            let Some(buffer) = self.buffer(0) else { return };
-            let written = left.min(buffer.len as usize);
+        let (mut left, mut segments, mut room) = (total, 0, 0);
+        let into = self.first_received + self.received_count;
+        for (index, place) in (0..count).zip(into..) {
+            let Some(buffer) = self.buffers.get((self.first_buffer + index) & (BUFFERS - 1)) else {
+                return;
+            };
+            let len = buffer.len as usize;
+            segments += buffer.segments as usize;
+            room += len;
+            let written = left.min(len);
             left -= written;
-            let received = Received { written: written as u32, continues: index + 1 < count };
-            let place = (self.first_received + self.received_count) & (BUFFERS - 1);
-            if let Some(place) = self.received.get_mut(place) {
-                *place = received;
+            if let Some(place) = self.received.get_mut(place & (BUFFERS - 1)) {
+                *place = Received { written: written as u32, continues: index + 1 < count };
             }
-            self.received_count += 1;
-            self.first_buffer += 1;
-            self.buffer_count -= 1;
-            self.room = self.room.saturating_sub(buffer.len as usize);
-            self.first_segment += buffer.segments as usize;
-            self.segment_count = self.segment_count.saturating_sub(buffer.segments as usize);
         }
+        self.received_count += count;
+        self.first_buffer += count;
+        self.buffer_count -= count;
+        self.room -= room;
+        self.first_segment += segments;
+        self.segment_count -= segments;
     }
 }
 

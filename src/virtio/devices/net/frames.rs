@@ -122,29 +122,32 @@ impl<'m> Net<'_, 'm> {
             let Some(mut queue) = context.queue(2 * pair) else {
                 continue;
             };
-            let mut some = false;
+            let (mut frames, mut buffers, mut bytes) = (0, 0, 0);
             // What of a frame the driver has been given.
             let mut given = 0;
+            let mut next = held.take();
             while !posted.is_empty()
-                && let Some(received) = held.take().or_else(|| self.port.poll_received(pair))
+                && let Some(received) = next.take().or_else(|| self.port.poll_received(pair))
             {
                 if limited && given == 0 && !self.throttle.admit(Direction::In, now) {
                     *held = Some(received);
                     break;
                 }
                 let Some(head) = posted.pop_front() else { break };
+                queue.complete(head, received.written);
                 given += received.written;
+                buffers += 1;
                 if !received.continues {
                     self.throttle.charge(Direction::In, given.saturating_sub(HEADER as u32));
+                    frames += 1;
+                    bytes += u64::from(given);
                     given = 0;
                 }
-                queue.complete(head, received.written);
-                let counters = &mut self.counters;
-                counters.received += u64::from(!received.continues);
-                counters.received_buffers += 1;
-                counters.received_bytes += u64::from(received.written);
-                some = true;
             }
+            let some = buffers != 0;
+            self.counters.received += frames;
+            self.counters.received_buffers += buffers;
+            self.counters.received_bytes += bytes;
             if some {
                 self.post(pair, &mut queue);
             }
