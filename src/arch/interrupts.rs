@@ -239,7 +239,8 @@ fn answer(seat: &mut Seat, intid: u32) {
         }
         Source::Network { registers, reconfigured, switch } => {
             let causes = registers.read32_relaxed(INTERRUPT_STATUS);
-            registers.write32_relaxed(INTERRUPT_ACK, causes);
+            // Also what has come since: an edge-triggered line that stays up never rings again.
+            registers.write32_relaxed(INTERRUPT_ACK, ALL_CAUSES);
             // A card that is all right does not raise its line again before it is polled: one that keeps what
             // was acknowledged is dying.
             let drops = doorbell.edge || registers.read32_relaxed(INTERRUPT_STATUS) & causes == 0;
