@@ -25,7 +25,7 @@ net_vms() {
 }
 
 # What a frame is to be is no matter of the interrupt controller.
-runs_once a_trunk_carries_the_vlans_of_access_ports
+runs_once a_trunk_carries_the_vlans_of_access_ports every_cpu_of_linux_has_a_pair_of_queues_of_its_card
 
 # What guests have in common: reach ADDRESS waits until it answers, gone ADDRESS until it does not.
 net_words='reach() { for n in $(seq 60); do if ping -c 1 -W 1 "$1" >/dev/null; then return; fi; done; echo "no answer of $1"; return 1; }
@@ -202,6 +202,29 @@ test_what_a_guest_sends_to_a_loopback_comes_back() {
         echo "all has come back"' | tee "$dir/out"
     expect_text "$dir/out" '5 packets transmitted, 5 packets received'
     expect_text "$dir/out" 'all has come back'
+}
+
+# Each CPU sends by a pair of its own, both at once.
+test_every_cpu_of_linux_has_a_pair_of_queues_of_its_card() {
+    net_vms 'alice=queue-pairs = <2>;' 'bob=queue-pairs = <2>;'
+    sed -i 's/cpus = <1>/cpus = <2>/; s/sparkler,cores = <0>/sparkler,cores = <0 1>/; s/sparkler,cores = <1>/sparkler,cores = <2 3>/' "$dir/vms.dts"
+    run_guest --vms "$dir/vms.dts" --net none --timeout 300 -c "$net_words"'
+        case $VM_NAME in alice) me=1 other=2 ;; bob) me=2 other=1 ;; esac
+        echo $(ls /sys/class/net/eth0/queues)
+        ip addr add 192.168.7.$me/24 dev eth0
+        mkdir /srv
+        dd if=/dev/urandom of=/srv/file bs=1M count=16 2>/dev/null
+        md5sum </srv/file >/srv/sum
+        for cpu in 1 2; do taskset $cpu httpd -p 800$cpu -h /srv; done
+        reach 192.168.7.$other
+        until wget -q -O /sum http://192.168.7.$other:8002/sum; do sleep 1; done
+        for cpu in 1 2; do taskset $cpu wget -q -O /got.$cpu http://192.168.7.$other:800$cpu/file & done
+        wait
+        for cpu in 1 2; do test "$(md5sum </got.$cpu)" = "$(cat /sum)"; done
+        echo "the sums are the same"
+        sleep 10' | tee "$dir/out"
+    expect_equal 'guests with queues' 2 "$(grep -c '| rx-0 rx-1 tx-0 tx-1$' "$dir/out")"
+    expect_equal guests 2 "$(grep -c 'the sums are the same' "$dir/out")"
 }
 
 # As many machines and queues as there can be.
