@@ -290,11 +290,16 @@ impl Desk {
         let Some((index, len)) = calls.next_line() else { return };
         let Calls { calls: all, lines } = &mut *calls;
         let (Some(call), Some(line)) = (all.get_mut(index), lines.get_mut(index)) else { return };
-        let kept = line.len() - len;
+        let kept = line.len().saturating_sub(len);
         for (place, byte) in text.iter_mut().zip(line.iter()) {
             *place = *byte;
         }
-        line.copy_within(len.., 0);
+        for at in 0..kept {
+            let byte = line.get(at + len).copied().unwrap_or(0);
+            if let Some(place) = line.get_mut(at) {
+                *place = byte;
+            }
+        }
         line.truncate(kept);
         call.count = call.count.wrapping_add(len as u32);
         if call.owes == 0 {

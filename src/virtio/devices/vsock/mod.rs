@@ -190,14 +190,14 @@ impl<'d, 'm> Vsock<'d, 'm> {
             match self.sender.send(&mut chain, now) {
                 Fate::Over => {
                     self.sender.done = 0;
-                    queue.complete(chain.head, 0);
+                    complete(&mut queue, chain.head, 0);
                     continue;
                 }
-                Fate::Later => queue.put_back(chain.head),
+                Fate::Later => leave(&mut queue, chain.head, true),
                 Fate::Waits => {
                     self.parked = true;
                     self.sender.counters.waits += 1;
-                    queue.park(chain.head);
+                    leave(&mut queue, chain.head, false);
                 }
             }
             break;
@@ -216,7 +216,7 @@ impl<'d, 'm> Vsock<'d, 'm> {
             }
             if self.sender.port.post(writable.into_segments()).is_err() {
                 // There will be room when something is received, which the port tells.
-                queue.park(head);
+                leave(queue, head, false);
                 break;
             }
             // There is room, as was just seen.
@@ -230,7 +230,7 @@ impl<'d, 'm> Vsock<'d, 'm> {
         let mut some = false;
         while let Some(written) = self.sender.port.poll_received() {
             let Some(head) = self.posted.pop_front() else { break };
-            queue.complete(head, written);
+            complete(&mut queue, head, written);
             some = true;
         }
         if some {
@@ -250,7 +250,7 @@ impl<'d, 'm> Vsock<'d, 'm> {
                 queue.fail(QueueError::NoRoomForStatus);
                 return;
             }
-            queue.complete(head, TRANSPORT_RESET.len() as u32);
+            complete(&mut queue, head, TRANSPORT_RESET.len() as u32);
             self.sender.counters.events += 1;
             self.sender.port.told_of_loss();
         }
@@ -272,6 +272,18 @@ impl<'d, 'm> Vsock<'d, 'm> {
         (self.busy, self.asked) = (false, false);
         self.live = false;
     }
+}
+
+/// As [`ActiveQueue::complete`], once: both kinds of ring are in it.
+#[inline(never)]
+fn complete(queue: &mut ActiveQueue<'_, '_>, head: Head, written: u32) {
+    queue.complete(head, written);
+}
+
+/// Leaves a chain in its queue, for news or, if it `is_leftover`, for the next poll.
+#[inline(never)]
+fn leave(queue: &mut ActiveQueue<'_, '_>, head: Head, is_leftover: bool) {
+    if is_leftover { queue.put_back(head) } else { queue.park(head) }
 }
 
 /// Whether a packet with this header and so many bytes behind it is one at all.
@@ -429,7 +441,7 @@ impl<'m> VirtioDevice<'m> for Vsock<'_, 'm> {
         let Some(mut queue) = context.queue(RECEIVE) else { return };
         self.sender.port.withdraw();
         while let Some(head) = self.posted.pop_back() {
-            queue.put_back(head);
+            leave(&mut queue, head, true);
         }
     }
 
