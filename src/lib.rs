@@ -157,6 +157,7 @@
 //! | ICC_SGI1R_EL1 | [`gic::Vgic::send_sgi`]; other `ICC_*` registers are the hardware's `ICV_*` ones |
 //! | `UART*`, `RTC*` | [`vm::pl011`], [`vm::pl031`] |
 //! | WRR, WCS, WOR, WCV of the generic watchdog | [`vm::watchdog`] |
+//! | the boot timer | [`vm::boot_timer`] |
 //! | `ID_*`, debug, ACTLR_EL1, DC by set/way | [`cpu::sysreg::named`], [`cpu::sysreg::access`]; what is not there is undefined |
 //!
 //! The core's and the board's, by EL2:

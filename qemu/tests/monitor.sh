@@ -158,3 +158,16 @@ test_a_guest_that_spins_with_interrupts_masked_does_not_keep_the_monitor_away() 
         wait "$session"
     done
 }
+
+test_linux_marks_its_boot_and_the_monitor_tells_when() {
+    begin_session --vms two-linux --el2-append sparkler.console=plain
+    wait_for_text "$dir/out" 'alice| alice:/#'
+    say '\0351' 'console: alice'
+    say 'ls /proc/device-tree | grep boot; devmem 0x090d0000 8 123; echo up-for-$(($(devmem 0x090d0000) / 1000000))s\r' '^up-for-[0-9]+s'
+    say '\035m' 'sparkler> $'
+    say 'stats alice\r' '^alice boot: start=[0-9]+,[0-9]+us first_mmio=[0-9]+,[0-9]+us driver_ok0=[0-9]+,[0-9]+us driver_ok1=.* mark123=[0-9]+,[0-9]+us lost_mark=0$'
+    tr -d '\r' <"$dir/out" | grep -Fx 'boot-timer@90d0000'
+    printf 'vm bob stop\r' >&3
+    printf 'vm alice stop\r' >&3
+    wait "$session"
+}

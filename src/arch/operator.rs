@@ -22,7 +22,7 @@ use crate::monitor::{
 use crate::virtio::Adjustment;
 use crate::vm::config::MAX_VMS;
 use crate::vm::vcpus::CoreNumber;
-use crate::vm::{ExitCounts, Host, Vm};
+use crate::vm::{ExitCounts, Host, Milestones, Vm};
 
 /// A core of the board.
 #[derive(Clone, Copy, Debug)]
@@ -160,6 +160,10 @@ impl Operator for BoardOperator<'_> {
             self.gather_exits();
         }
         machine(vm)?.exits_of(VcpuIndex::new(vcpu)?)
+    }
+
+    fn boot(&self, vm: usize) -> Option<Milestones> {
+        Some(machine(vm)?.milestones())
     }
 
     fn device(&self, vm: usize, slot: usize) -> Option<DeviceInfo> {

@@ -38,6 +38,14 @@ impl Frequency {
         let rest = (span.subsec_nanos() as u64 * hertz).div_ceil(1_000_000_000);
         Ticks(span.as_secs().saturating_mul(hertz).saturating_add(rest))
     }
+
+    /// `span` in microseconds, rounded down, saturating.
+    pub fn microseconds(self, span: Ticks) -> u64 {
+        let hertz = u64::from(self.0.get());
+        let whole = span.0.checked_div(hertz).unwrap_or(0).saturating_mul(1_000_000);
+        let rest = span.0.checked_rem(hertz).unwrap_or(0) * 1_000_000;
+        whole.saturating_add(rest.checked_div(hertz).unwrap_or(0))
+    }
 }
 
 /// A monotonic clock.

@@ -26,6 +26,8 @@ pub struct GuestTree<'a> {
     pub rtc: Option<Ipa>,
     /// Generic watchdog (SPI 10), if there is one.
     pub watchdog: Option<GuestWatchdog>,
+    /// Boot timer, if there is one.
+    pub boot_timer: Option<Ipa>,
     /// virtio-mmio slots.
     pub virtio: &'a [GuestSlot],
 }
@@ -89,6 +91,7 @@ const GIC_FRAME_LEN: u64 = 0x1_0000;
 const GICC_LEN: u64 = 0x2000;
 const REDISTRIBUTOR_LEN: u64 = 0x2_0000;
 const PRIMECELL_LEN: u64 = 0x1000;
+const BOOT_TIMER_LEN: u64 = 0x1000;
 const WATCHDOG_FRAME_LEN: u64 = 0x1000;
 const PRIMECELL_CLOCK_HZ: u32 = 24_000_000;
 
@@ -123,6 +126,12 @@ impl GuestTree<'_> {
             let (control, refresh) = (control.raw(), refresh.raw());
             fdt.u64s("reg", &[control, WATCHDOG_FRAME_LEN, refresh, WATCHDOG_FRAME_LEN])?;
             fdt.cells("interrupts", &[SPI, WATCHDOG_SPI, LEVEL_HIGH])?;
+            fdt.end_node()?;
+        }
+        if let Some(at) = self.boot_timer {
+            fdt.begin_node(format_args!("boot-timer@{:x}", at.raw()))?;
+            fdt.str("compatible", "sparkler,boot-timer")?;
+            fdt.u64s("reg", &[at.raw(), BOOT_TIMER_LEN])?;
             fdt.end_node()?;
         }
         for slot in self.virtio {
@@ -286,6 +295,7 @@ mod tests {
                 control: Ipa::new(0x090e_0000),
                 refresh: Ipa::new(0x090f_0000),
             }),
+            boot_timer: Some(Ipa::new(0x090d_0000)),
             virtio: slots,
         }
     }

@@ -4,6 +4,7 @@ use core::fmt::{self, Write};
 
 use super::command::Command;
 use super::operator::{ActionError, DeviceInfo, Operator};
+use crate::backend::clock::Ticks;
 use crate::console::LOG_LEN;
 use crate::virtio::limiter::{Limits, Rate};
 use crate::vm::ExitCounts;
@@ -196,16 +197,31 @@ fn stats(name: Option<&str>, operator: &dyn Operator, out: &mut dyn Write) -> fm
             vm => vm,
         },
     };
-    let hertz = u64::from(operator.frequency().hertz());
-    let microseconds = |ticks: u64| {
-        let whole = ticks.checked_div(hertz).unwrap_or(0).saturating_mul(1_000_000);
-        let rest = ticks.checked_rem(hertz).unwrap_or(0) * 1_000_000;
-        whole.saturating_add(rest.checked_div(hertz).unwrap_or(0))
-    };
+    let frequency = operator.frequency();
+    let microseconds = |ticks| frequency.microseconds(Ticks(ticks));
     for (number, vm) in (0..MAX_VMS).map_while(|vm| Some((vm, operator.vm(vm)?))) {
         if only.is_some_and(|only| only != number) {
             continue;
         }
+        let boot = operator.boot(number).unwrap_or_default();
+        write!(out, "{} boot:", vm.name)?;
+        let mut time = |name: &str, number: Option<usize>, time: Option<Ticks>| {
+            let Some(Ticks(ticks)) = time else { return Ok(()) };
+            write!(out, " {name}")?;
+            if let Some(number) = number {
+                write!(out, "{number}")?;
+            }
+            write!(out, "={ticks},{}us", microseconds(ticks))
+        };
+        time("start", None, boot.start)?;
+        time("first_mmio", None, boot.first_mmio)?;
+        for (slot, ok) in boot.driver_ok.iter().enumerate() {
+            time("driver_ok", Some(slot), *ok)?;
+        }
+        for (mark, at) in &boot.marks {
+            time("mark", Some((*mark).into()), Some(*at))?;
+        }
+        writeln!(out, " lost_mark={}", boot.lost_marks)?;
         for vcpu in 0..vm.vcpus.min(MAX_PER_VM) {
             let exits: ExitCounts = operator.exits(number, vcpu).unwrap_or_default();
             writeln!(out, "{} vcpu{vcpu}: {exits}", vm.name)?;

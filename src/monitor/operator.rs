@@ -12,7 +12,7 @@ use crate::virtio::limiter::Limits;
 use crate::virtio::{Adjustment, Direction, MmioTransport, NotAdjusted, Status};
 use crate::vm::lifecycle::Request;
 pub use crate::vm::lifecycle::State as VmState;
-use crate::vm::{ExitCounts, Host, Vm};
+use crate::vm::{ExitCounts, Host, Milestones, Vm};
 
 /// A VM at a glance.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -266,6 +266,8 @@ pub trait Operator {
     fn vm(&self, vm: usize) -> Option<VmInfo<'_>>;
     /// The exits of a VM's vCPU.
     fn exits(&self, vm: usize, vcpu: usize) -> Option<ExitCounts>;
+    /// What is known of a VM's last boot.
+    fn boot(&self, vm: usize) -> Option<Milestones>;
     /// The device in a VM's virtio slot.
     fn device(&self, vm: usize, slot: usize) -> Option<DeviceInfo>;
     /// Counters of the switch's uplink, if there is one.

@@ -3,12 +3,12 @@
 use log::LevelFilter;
 
 use super::*;
-use crate::backend::clock::Frequency;
+use crate::backend::clock::{Frequency, Ticks};
 use crate::virtio::device::DeviceType;
 use crate::virtio::histogram::Histogram;
 use crate::virtio::limiter::{Limits, Rate};
 use crate::virtio::{Adjustment, Status};
-use crate::vm::ExitCounts;
+use crate::vm::{ExitCounts, Milestones};
 
 /// Two VMs, `a` with a disk and `b-two` that crashed; two cores.
 pub(crate) struct Fake {
@@ -68,6 +68,17 @@ impl Operator for Fake {
 
     fn exits(&self, vm: usize, vcpu: usize) -> Option<ExitCounts> {
         Some(ExitCounts { calls: 10 * vm as u64 + vcpu as u64, ..ExitCounts::default() })
+    }
+
+    fn boot(&self, vm: usize) -> Option<Milestones> {
+        let mut boot = Milestones::NONE;
+        if vm == 0 {
+            boot.begin(Ticks(625_000_000));
+            boot.access(Ticks(625_000_125));
+            boot.driver_ok(0, Ticks(625_062_500));
+            boot.write(0, 123, Ticks(656_250_000));
+        }
+        Some(boot)
     }
 
     fn device(&self, vm: usize, slot: usize) -> Option<DeviceInfo> {

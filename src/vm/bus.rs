@@ -7,7 +7,7 @@ use super::watchdog::Frame;
 use crate::cpu::{LoadTarget, Width};
 use crate::memory::Ipa;
 use crate::sync::Mutex;
-use crate::virtio::{self, MmioTransport, WriteOutcome};
+use crate::virtio::{self, MmioTransport, Status, WriteOutcome};
 
 /// What is at an address.
 enum Target<'a, 'm> {
@@ -37,6 +37,8 @@ enum Other {
     Rtc(u64),
     /// The watchdog.
     Watchdog(Frame, u64),
+    /// The boot timer.
+    BootTimer(u64),
 }
 
 /// How an access ended.
@@ -52,6 +54,8 @@ pub enum Access {
 
 /// Offset of the virtio register QueueNotify (virtio 1.3, 4.2.2).
 const QUEUE_NOTIFY: u16 = 0x50;
+/// Offset of Status.
+const STATUS: u16 = 0x70;
 /// Offset of InterruptACK.
 const INTERRUPT_ACK: u16 = 0x64;
 
@@ -92,6 +96,7 @@ impl Other {
             page if page == layout::WATCHDOG_REFRESH.raw() => {
                 Some(Self::Watchdog(Frame::Refresh, raw & 0xfff))
             }
+            page if page == layout::BOOT_TIMER.raw() => Some(Self::BootTimer(raw & 0xfff)),
             _ => None,
         }
     }
@@ -113,6 +118,7 @@ impl Vcpu<'_> {
         let vm = self.vm;
         let width = into.width();
         let Some(target) = Target::at(ipa, vm) else { return Access::Nobody };
+        vm.note_access(host);
         let value = match target {
             Target::Virtio { device, offset, .. } => {
                 self.exits.virtio_reads += 1;
@@ -178,6 +184,17 @@ impl Vcpu<'_> {
                     Some(value) => watchdog.write(frame, offset, width, value, now),
                 });
             }
+            Other::BootTimer(offset) => {
+                let now = host.now();
+                match store {
+                    None => {
+                        let frequency = vm.frequency();
+                        let width = width.bytes();
+                        loaded = vm.with_boot(|boot| boot.read(offset, width, now, frequency));
+                    }
+                    Some(value) => vm.with_boot(|boot| boot.write(offset, value, now)),
+                }
+            }
         }
         self.exits.mmio += 1;
         loaded
@@ -194,6 +211,7 @@ impl Vcpu<'_> {
     ) -> Access {
         let vm = self.vm;
         let Some(target) = Target::at(ipa, vm) else { return Access::Nobody };
+        vm.note_access(host);
         match target {
             Target::Virtio { slot, device, offset } => {
                 let count = match offset {
@@ -203,6 +221,10 @@ impl Vcpu<'_> {
                 *count += 1;
                 let mut device = device.lock();
                 let outcome = device.write(offset, virtio_width(width), value, host.now());
+                if offset == STATUS && device.status().contains(Status::DRIVER_OK) {
+                    let now = host.now();
+                    vm.with_boot(|boot| boot.driver_ok(slot, now));
+                }
                 // An acknowledgement gives the device nothing to do, and no cause to interrupt.
                 if offset != INTERRUPT_ACK {
                     vm.after_work(slot, &mut device, Some(self.index), host);

@@ -53,6 +53,7 @@ impl Vm<'_> {
                 control: layout::WATCHDOG_CONTROL,
                 refresh: layout::WATCHDOG_REFRESH,
             }),
+            boot_timer: Some(layout::BOOT_TIMER),
             virtio: &virtio,
         };
         tree.write(buffer)

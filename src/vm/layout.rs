@@ -26,6 +26,8 @@ pub const UART_SPI: u32 = 1;
 pub const RTC: Ipa = Ipa::new(0x0901_0000);
 /// The PL031's SPI number; its INTID is 32 more.
 pub const RTC_SPI: u32 = 2;
+/// The boot timer; QEMU's `virt` has nothing here.
+pub const BOOT_TIMER: Ipa = Ipa::new(0x090d_0000);
 /// The watchdog's control frame; QEMU's `virt` has nothing here.
 pub const WATCHDOG_CONTROL: Ipa = Ipa::new(0x090e_0000);
 /// The watchdog's refresh frame.

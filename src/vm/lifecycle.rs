@@ -328,6 +328,7 @@ impl Manager {
         self.started = host.now();
         vm.life.set_behind(self.started);
         vm.with_watchdog(None, host, &mut |watchdog, now| watchdog.reset(now));
+        vm.boot_begins(self.started);
         self.phase = Phase::Settled;
         vm.life.has_started();
         let _ = vm.life.change(|course| {

@@ -4,7 +4,8 @@
 //! is: what has become pending for it is listed at once. The cores of the others are nudged.
 //!
 //! Locks: each virtio slot, the UART, the clock and the watchdog have their own, and no two of these are held at
-//! once. Under any of them the interrupt controller's may be taken, or that of the log's limit, and
+//! once. Under any of them the interrupt
+//! controller's may be taken, or that of the log's limit, or of the boot's milestones, and
 //! under those none; a line for the log takes the board's console as well. A lock is never held
 //! while a guest runs, nor while a disk is waited for.
 
@@ -12,8 +13,9 @@
 pub(super) mod tests;
 
 use core::fmt;
-use core::sync::atomic::{AtomicU32, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
+use super::boot_timer::Milestones;
 use super::host::Host;
 use super::layout;
 use super::lifecycle::{Event, Life, Request, State};
@@ -22,7 +24,7 @@ use super::pl031::Pl031;
 use super::stats::ExitCounts;
 use super::vcpus::{CoreNumber, VcpuTable};
 use super::watchdog::Watchdog;
-use crate::backend::clock::{Clock, Ticks};
+use crate::backend::clock::{Clock, Frequency, Ticks};
 use crate::backend::vsock::{ANSWER_LEN, Desk};
 use crate::cpu::GuestRegisters;
 use crate::cpu::sysreg::Limits;
@@ -79,6 +81,10 @@ pub struct Vm<'m> {
     rtc: Mutex<Pl031>,
     /// Its watchdog.
     watchdog: Mutex<Watchdog>,
+    /// How far its boot has come.
+    boot: Mutex<Milestones>,
+    /// Its guest has accessed no device since it was started.
+    untouched: AtomicBool,
     /// Its virtio devices, by slot.
     slots: heapless::Vec<Mutex<MmioTransport<'m, 'm>>, MAX_DEVICES>,
     /// Slots that are to be polled: a bit for each that wants it at every poll point ([`SOON`]), and
@@ -124,6 +130,8 @@ impl<'m> Vm<'m> {
             uart: Mutex::new(Pl011::new()),
             rtc: Mutex::new(rtc),
             watchdog: Mutex::new(Watchdog::new(Ticks(0))),
+            boot: Mutex::new(Milestones::NONE),
+            untouched: AtomicBool::new(true),
             slots: heapless::Vec::new(),
             to_poll: AtomicU32::new(0),
             log_limit: Mutex::new(log_limit),
@@ -430,6 +438,43 @@ impl<'m> Vm<'m> {
         let mut gic = self.gic.lock();
         gic.sync(vcpu, host.list_registers());
         gic.has_deliverable(vcpu, threshold)
+    }
+
+    /// Works on what is known of the boot.
+    #[inline(never)]
+    pub(super) fn with_boot<T>(&self, work: impl FnOnce(&mut Milestones) -> T) -> T {
+        work(&mut self.boot.lock())
+    }
+
+    /// The machine starts.
+    pub(super) fn boot_begins(&self, now: Ticks) {
+        self.with_boot(|boot| boot.begin(now));
+        self.untouched.store(true, Ordering::Relaxed);
+    }
+
+    /// The guest accesses a device.
+    #[inline(always)]
+    pub(super) fn note_access<H: Host>(&self, host: &mut H) {
+        if self.untouched.load(Ordering::Relaxed) {
+            self.first_access(host.now());
+        }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn first_access(&self, now: Ticks) {
+        self.untouched.store(false, Ordering::Relaxed);
+        self.with_boot(|boot| boot.access(now));
+    }
+
+    /// What is known of its last boot.
+    pub fn milestones(&self) -> Milestones {
+        self.with_boot(|boot| boot.clone())
+    }
+
+    /// The frequency of its clock, and of the board's.
+    pub(super) fn frequency(&self) -> Frequency {
+        self.rtc.lock().frequency()
     }
 
     /// Keeps what a vCPU's exits were for, for [`Self::exits`].

@@ -2,6 +2,7 @@
 //!
 //! Portable: the core that runs a guest is behind [`host::Host`], so all of it is tested on a host.
 
+pub mod boot_timer;
 pub mod bus;
 pub mod config;
 pub mod describe;
@@ -23,6 +24,7 @@ pub mod trap;
 pub mod vcpus;
 pub mod watchdog;
 
+pub use boot_timer::Milestones;
 pub use config::{ConfigError, Configuration, Refusal, VmConfig};
 pub use host::Host;
 pub use machine::{Vcpu, Vm};

@@ -45,6 +45,11 @@ pub struct Pl031 {
 }
 
 impl Pl031 {
+    /// The frequency of the ticks it is given.
+    pub const fn frequency(&self) -> Frequency {
+        self.frequency
+    }
+
     /// A clock that shows `epoch` (seconds since 1970, the low 32 bits) at `now`.
     pub const fn new(epoch: u64, now: Ticks, frequency: Frequency) -> Self {
         let base = epoch as u32;

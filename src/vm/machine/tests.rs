@@ -456,3 +456,24 @@ fn a_device_that_waits_for_an_event_is_polled_on_events_without_a_tick() {
     machine.set(Machine::virtio(0, 0x70), 0);
     assert!(!machine.vm.waits_for_events());
 }
+
+#[test]
+fn the_boot_of_a_machine_is_followed_from_outside() {
+    let (mut machine, _) = Machine::with_held_disk();
+    let boot = layout::BOOT_TIMER.raw();
+    machine.vm.boot_begins(Ticks(1000));
+    machine.host.now = Ticks(1010);
+    machine.get(layout::UART.raw() + 0x18);
+    machine.host.now = Ticks(1020);
+    let driver = Driver::new(machine.vm.memory.clone(), 4);
+    machine.bring_up(0, &driver);
+    machine.host.now = Ticks(1030);
+    assert_eq!(machine.load(boot + 8, Width::Double), Some(30));
+    assert_eq!(machine.store(boot, Width::Byte, 123), Seen::Done);
+    let seen = machine.vm.milestones();
+    assert_eq!((seen.start, seen.first_mmio), (Some(Ticks(1000)), Some(Ticks(10))));
+    assert_eq!((seen.driver_ok[0], seen.driver_ok[1]), (Some(Ticks(20)), None));
+    assert_eq!(seen.marks, [(123, Ticks(30))]);
+    machine.vm.boot_begins(Ticks(2000));
+    assert_eq!(machine.vm.milestones().first_mmio, None);
+}

@@ -12,7 +12,7 @@ use sparkler::virtio::device::DeviceType;
 use sparkler::virtio::histogram::Histogram;
 use sparkler::virtio::limiter::Limits;
 use sparkler::virtio::{Adjustment, Status};
-use sparkler::vm::ExitCounts;
+use sparkler::vm::{ExitCounts, Milestones};
 
 use crate::input::Input;
 
@@ -61,6 +61,12 @@ impl Operator for Vms<'_> {
     }
     fn exits(&self, _: usize, _: usize) -> Option<ExitCounts> {
         None
+    }
+    fn boot(&self, _: usize) -> Option<Milestones> {
+        let mut boot = Milestones::NONE;
+        boot.begin(Ticks(self.number));
+        boot.write(0, self.number, Ticks(u64::MAX));
+        Some(boot)
     }
     fn device(&self, _: usize, _: usize) -> Option<DeviceInfo> {
         Some(DeviceInfo {
