@@ -13,6 +13,7 @@ pub mod net;
 pub mod null;
 pub mod overlay;
 pub mod partition;
+pub mod port;
 pub mod ram;
 pub mod removable;
 pub mod serial;

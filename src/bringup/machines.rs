@@ -44,6 +44,7 @@ use sparkler::vm::vcpus::CoreNumber;
 use sparkler::vm::{Vm, layout};
 
 use super::arena::{self, place, place_each};
+use super::consoles::Consoles;
 use super::cores::{self, Cores};
 use super::devices;
 use super::disks::{BoardDisks, Finder};
@@ -114,6 +115,7 @@ pub(super) fn run(boot: BootInfo, board: Board<'static>, tree: PaRange) -> ! {
         network: Network::new(card),
         entropy,
         sockets: Sockets::default(),
+        consoles: Consoles::default(),
         options,
         pool,
         machines,
@@ -152,6 +154,7 @@ struct Builder {
     network: Network,
     entropy: Option<Randomness>,
     sockets: Sockets,
+    consoles: Consoles,
     options: VirtioOptions,
     pool: FramePool<'static>,
     /// In the tree's order.
@@ -285,7 +288,7 @@ impl Builder {
     fn plug(
         &mut self,
         vm: &mut Vm<'static>,
-        devices: &[DeviceNode<'_>],
+        devices: &[DeviceNode<'static>],
         all: &Configuration<'_>,
         reverts: &mut heapless::Vec<&'static Revert, MAX_DEVICES>,
         doorbells: &mut heapless::Vec<Doorbell, MAX_DOORBELLS>,
@@ -313,6 +316,14 @@ impl Builder {
                 let (sockets, desk) = opened.ok_or(NO_ROOM)?;
                 vm.desk = vm.desk.or(desk);
                 plug(vm, sockets, &self.options, device.limits).ok_or(TOO_MANY)?;
+                return Ok(());
+            }
+            DeviceKind::Console(ports) => {
+                let (console, terminal) = self.consoles.device(vm, &ports).ok_or(NO_ROOM)?;
+                let slot = plug(vm, console, &self.options, device.limits).ok_or(TOO_MANY)?;
+                if let Some(end) = terminal {
+                    vm.set_terminal(slot, end);
+                }
                 return Ok(());
             }
             DeviceKind::Block { read_only, queues, capacity, slot, .. } => {

@@ -3,6 +3,7 @@
 
 mod arena;
 mod board;
+mod consoles;
 mod cores;
 mod devices;
 mod disks;

@@ -19,7 +19,7 @@ pub use modules::{GuestImages, Module, ModuleKind};
 pub use node::{Interrupt, StringList, Trigger};
 pub use vms::{
     Below, BlockSource, DeviceKind, DeviceNode, DiskPart, DiskSlot, NetNode, NetTarget, OnCrash,
-    VmNode, VsockNode,
+    PortList, PortTarget, VmNode, VsockNode,
 };
 pub use writer::{FdtWriter, WriteError};
 

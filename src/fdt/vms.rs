@@ -115,6 +115,8 @@ pub enum DeviceKind<'a> {
     },
     /// `sparkler,virtio-rng`.
     Rng,
+    /// `sparkler,virtio-console`.
+    Console(PortList<'a>),
 }
 
 /// What a disk's node is for.
@@ -235,6 +237,32 @@ pub enum Below<'a> {
     },
 }
 
+/// The strings of `ports`. At least one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PortList<'a>(&'a str);
+
+/// What is at the other end of a console's port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PortTarget<'a> {
+    /// `"terminal"`: where the guest's UART is, too.
+    Terminal,
+    /// `"log"`.
+    Log,
+    /// `"pipe:NAME"`: the other port with that.
+    Pipe(&'a str),
+}
+
+impl<'a> PortList<'a> {
+    /// What is at each port; `None` for what means nothing.
+    pub fn iter(self) -> impl Iterator<Item = Option<PortTarget<'a>>> {
+        self.0.split('\0').map(|text| match text {
+            "terminal" => Some(PortTarget::Terminal),
+            "log" => Some(PortTarget::Log),
+            text => text.strip_prefix("pipe:").map(PortTarget::Pipe),
+        })
+    }
+}
+
 /// The cells of a property. At least one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CellList<'a>(&'a [[u8; 4]]);
@@ -349,6 +377,9 @@ fn read_child<'a>(vm: &mut VmNode<'a>, at: &mut Reader<'_, '_, 'a>, cells: Cells
             peers: at.cells("peers"),
             operator: at.flag("operator"),
         }))
+    } else if compatible.contains("sparkler,virtio-console") {
+        at.check_device_names(&[&["ports"]]);
+        at.ports().map(DeviceKind::Console)
     } else {
         return at.bad_node("compatible is neither that of a module nor of a device");
     };
@@ -482,6 +513,16 @@ impl<'a> Reader<'_, '_, 'a> {
             self.bad(property, "is not text");
         }
         text
+    }
+
+    /// The strings of a console's `ports`; the terminal alone, if it has none.
+    fn ports(&mut self) -> Option<PortList<'a>> {
+        let Some(value) = self.place.value("ports") else { return Some(PortList("terminal")) };
+        let text = value.strip_suffix(&[0]).and_then(|text| core::str::from_utf8(text).ok());
+        if text.is_none() {
+            self.bad("ports", "is no list of strings");
+        }
+        text.map(PortList)
     }
 
     #[inline(never)]

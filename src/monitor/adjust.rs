@@ -5,7 +5,8 @@ use crate::virtio::{Adjustment, Direction};
 
 /// How it is used.
 pub(super) const USAGE: &str = "device NAME SLOT limit in|out BYTES[/BURST] REQUESTS[/BURST], \
-                                link up|down, capacity SECTORS, eject, or insert MEDIUM";
+                                link up|down, capacity SECTORS, size COLUMNS ROWS, eject, or \
+                                insert MEDIUM";
 
 /// What the words after a device's slot ask for; `None` if they mean nothing.
 pub(super) fn parse(words: &[&str]) -> Option<Adjustment> {
@@ -21,6 +22,9 @@ pub(super) fn parse(words: &[&str]) -> Option<Adjustment> {
         }
         ["link", "up"] => Some(Adjustment::Link(true)),
         ["link", "down"] => Some(Adjustment::Link(false)),
+        ["size", columns, rows] => {
+            Some(Adjustment::Size([columns.parse().ok()?, rows.parse().ok()?]))
+        }
         ["capacity", sectors] => Some(Adjustment::Capacity(sectors.parse().ok()?)),
         ["eject"] => Some(Adjustment::Medium(None)),
         ["insert", medium] => Some(Adjustment::Medium(Some(medium.parse().ok()?))),
@@ -69,6 +73,7 @@ mod tests {
     fn links_capacities_and_media_are_changed() {
         assert_eq!(parse(&["link", "up"]), Some(Adjustment::Link(true)));
         assert_eq!(parse(&["link", "down"]), Some(Adjustment::Link(false)));
+        assert_eq!(parse(&["size", "132", "43"]), Some(Adjustment::Size([132, 43])));
         assert_eq!(parse(&["capacity", "2048"]), Some(Adjustment::Capacity(2048)));
         assert_eq!(parse(&["eject"]), Some(Adjustment::Medium(None)));
         assert_eq!(parse(&["insert", "3"]), Some(Adjustment::Medium(Some(3))));
@@ -93,6 +98,8 @@ mod tests {
             "capacity",
             "capacity -1",
             "capacity 1 2",
+            "size 80",
+            "size 80 65536",
             "media 3",
             "eject 0",
             "insert",

@@ -26,6 +26,7 @@ device NAME SLOT link up|down
 device NAME SLOT capacity SECTORS
 device NAME SLOT eject
 device NAME SLOT insert MEDIUM
+device NAME SLOT size COLUMNS ROWS
 stats [NAME]                  exits and requests
 cores                         the board's cores
 memory                        the board's memory, in KiB

@@ -47,10 +47,10 @@ fn tables_are_aligned() {
 #[test]
 fn stats_can_be_of_one_vm() {
     let all = answer("stats");
-    assert_eq!(all.lines().count(), 5);
+    assert_eq!(all.lines().count(), 7);
     let one = answer("stats b-two");
-    assert_eq!(one.lines().count(), 1);
-    assert!(one.starts_with("b-two vcpu0: call=10 "), "{one}");
+    assert_eq!(one.lines().count(), 2);
+    assert!(one.starts_with("b-two boot: lost_mark=0\nb-two vcpu0: call=10 "), "{one}");
     assert!(all.contains(&one));
     assert_eq!(answer("stats x"), "error: no VM \"x\"\n");
 }

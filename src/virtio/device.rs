@@ -160,6 +160,8 @@ pub enum Adjustment {
     Capacity(u64),
     /// Its medium: that of this number, or none.
     Medium(Option<u8>),
+    /// Its terminal's columns and rows.
+    Size([u16; 2]),
 }
 
 /// Why a device is not changed.
@@ -438,6 +440,18 @@ impl<'m> ActiveQueue<'_, 'm> {
                 None
             }
         }
+    }
+
+    /// As [`Self::pop`], for a device that does not do so often: a call, not a copy of it.
+    #[inline(never)]
+    pub fn pop_rarely<'c>(&mut self, buffer: &'c mut ChainBuffer<'m>) -> Option<Chain<'c, 'm>> {
+        self.pop(buffer)
+    }
+
+    /// As [`Self::complete`], likewise.
+    #[inline(never)]
+    pub fn complete_rarely(&mut self, head: Head, written: u32) {
+        self.complete(head, written);
     }
 
     /// Leaves the chain popped last, `head`, for later; nothing may have been done with it. Then the

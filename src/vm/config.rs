@@ -27,9 +27,10 @@ use crate::backend::net::{MAX_PAIRS, MacAddress};
 use crate::backend::vsock::{HOST_CID, MAX_PEERS};
 use crate::fdt::vms::MAX_DEVICES;
 use crate::fdt::{Below, BlockSource, Board, BoardError, DeviceKind, DeviceNode, Module, NodePath};
-use crate::fdt::{DiskPart, DiskSlot, NetNode, NetTarget, OnCrash, VmNode};
+use crate::fdt::{DiskPart, DiskSlot, NetNode, NetTarget, OnCrash, PortList, PortTarget, VmNode};
 use crate::memory::ram::TooManyRanges;
 use crate::memory::{PaRange, RamMap};
+use crate::virtio::devices::console::MAX_PORTS;
 
 /// VMs a board can have.
 pub const MAX_VMS: usize = 8;
@@ -259,7 +260,7 @@ impl<'a> Configuration<'a> {
             vm.devices.retain(|device| match device.kind {
                 DeviceKind::Net(_) => card,
                 DeviceKind::Rng => entropy,
-                DeviceKind::Block { .. } | DeviceKind::Vsock(_) => true,
+                _ => true,
             });
         }
     }
@@ -393,6 +394,14 @@ impl<'a> Configuration<'a> {
         result
     }
 
+    /// Whether `vm` can have a port to that: a pipe has a good name, and two ends on the board at most.
+    fn can_have(&self, vm: &VmConfig<'a>, port: Option<PortTarget<'a>>) -> bool {
+        let Some(PortTarget::Pipe(name)) = port else { return port.is_some() };
+        let all = self.vms.iter().chain([vm]).flat_map(|vm| &vm.devices).filter_map(ports_of);
+        let ends = all.flat_map(|ports| ports.iter()).filter(|other| *other == port).count();
+        check_name(name).is_ok() && ends <= 2
+    }
+
     fn check_devices(&self, vm: &VmConfig<'a>) -> Result<(), ConfigError<'a>> {
         for (index, device) in vm.devices.iter().enumerate() {
             let own = vm.devices.get(..index).unwrap_or_default();
@@ -421,6 +430,18 @@ impl<'a> Configuration<'a> {
                     in_range("number of peers", peers, 0, MAX_PEERS as u64)?;
                     continue;
                 }
+                DeviceKind::Console(ports) => {
+                    let terminals = own.iter().chain([device]).filter_map(ports_of);
+                    let terminals = terminals.flat_map(|ports| ports.iter());
+                    let terminal = Some(PortTarget::Terminal);
+                    let good = (1..=MAX_PORTS).contains(&ports.iter().count())
+                        && terminals.filter(|port| *port == terminal).count() <= 1
+                        && ports.iter().all(|port| self.can_have(vm, port));
+                    if !good {
+                        return Err(ConfigError::Ports { node: device.node });
+                    }
+                    continue;
+                }
             };
             match source {
                 BlockSource::Ram { image }
@@ -439,6 +460,14 @@ impl<'a> Configuration<'a> {
             }
         }
         Ok(())
+    }
+}
+
+/// The ports of a console.
+fn ports_of<'a>(device: &DeviceNode<'a>) -> Option<PortList<'a>> {
+    match device.kind {
+        DeviceKind::Console(ports) => Some(ports),
+        _ => None,
     }
 }
 

@@ -4,7 +4,7 @@
 //! is: what has become pending for it is listed at once. The cores of the others are nudged.
 //!
 //! Locks: each virtio slot, the UART, the clock and the watchdog have their own, and no two of these are held at
-//! once. Under any of them the interrupt
+//! once, but for the terminal's, which may be taken under a slot's. Under any of them the interrupt
 //! controller's may be taken, or that of the log's limit, or of the boot's milestones, and
 //! under those none; a line for the log takes the board's console as well. A lock is never held
 //! while a guest runs, nor while a disk is waited for.
@@ -25,6 +25,7 @@ use super::stats::ExitCounts;
 use super::vcpus::{CoreNumber, VcpuTable};
 use super::watchdog::Watchdog;
 use crate::backend::clock::{Clock, Frequency, Ticks};
+use crate::backend::port::{PipeEnd, PortBackend};
 use crate::backend::vsock::{ANSWER_LEN, Desk};
 use crate::cpu::GuestRegisters;
 use crate::cpu::sysreg::Limits;
@@ -85,6 +86,8 @@ pub struct Vm<'m> {
     boot: Mutex<Milestones>,
     /// Its guest has accessed no device since it was started.
     untouched: AtomicBool,
+    /// The terminal's end of a console's port, and the slot of that.
+    terminal: Option<(usize, Mutex<PipeEnd<'m>>)>,
     /// Its virtio devices, by slot.
     slots: heapless::Vec<Mutex<MmioTransport<'m, 'm>>, MAX_DEVICES>,
     /// Slots that are to be polled: a bit for each that wants it at every poll point ([`SOON`]), and
@@ -132,6 +135,7 @@ impl<'m> Vm<'m> {
             watchdog: Mutex::new(Watchdog::new(Ticks(0))),
             boot: Mutex::new(Milestones::NONE),
             untouched: AtomicBool::new(true),
+            terminal: None,
             slots: heapless::Vec::new(),
             to_poll: AtomicU32::new(0),
             log_limit: Mutex::new(log_limit),
@@ -145,6 +149,30 @@ impl<'m> Vm<'m> {
         let slot = self.slots.len();
         self.slots.push(Mutex::new(device)).ok()?;
         Some(slot)
+    }
+
+    /// The other end of this is a port of the console in `slot`: instead of the PL011's, its guest's
+    /// input goes there once its driver has it open, and its output is the guest's as well.
+    pub fn set_terminal(&mut self, slot: usize, mut end: PipeEnd<'m>) {
+        end.set_open(true);
+        self.terminal = Some((slot, Mutex::new(end)));
+    }
+
+    /// Has the console have what the guest says to its terminal.
+    #[inline(never)]
+    fn drain_terminal<H: Host>(&self, host: &mut H) {
+        let Some((_, end)) = &self.terminal else { return };
+        let mut piece = [0; 64];
+        loop {
+            let count = end.lock().read(&mut piece);
+            let Some(bytes) = piece.get(..count) else { return };
+            if bytes.is_empty() {
+                return;
+            }
+            for byte in bytes {
+                host.transmit(self.number, *byte);
+            }
+        }
     }
 
     /// The device in a slot.
@@ -181,6 +209,9 @@ impl<'m> Vm<'m> {
         here: Option<VcpuIndex>,
         host: &mut H,
     ) {
+        if self.terminal.as_ref().is_some_and(|terminal| terminal.0 == slot) {
+            self.drain_terminal(host);
+        }
         let soon = 1u32 << (slot % MAX_DEVICES);
         let waiting = soon << WAITING;
         let wanted = match device.next_poll() {
@@ -507,6 +538,14 @@ impl<'m> Vm<'m> {
     /// Input for the console. `false`, and nothing is taken, if it has no room;
     /// [`Host::input_wanted`] tells when it has.
     pub fn receive<H: Host>(&self, byte: u8, here: Option<VcpuIndex>, host: &mut H) -> bool {
+        if let Some((_, end)) = &self.terminal {
+            let mut end = end.lock();
+            if end.is_open() {
+                let room = end.room() != 0;
+                end.write(&[byte], host.now());
+                return room;
+            }
+        }
         let mut taken = false;
         self.with_uart(here, host, &mut |uart| taken = uart.wants_input() && uart.push(byte));
         taken

@@ -141,6 +141,12 @@ pub enum ConfigError<'a> {
         /// Whose it is.
         by: NodePath<'a>,
     },
+    /// A console's ports are not 1 to 4 of those there are, or two of the VM's are its terminal, or
+    /// a pipe has a third end.
+    Ports {
+        /// The console.
+        node: NodePath<'a>,
+    },
     /// A RAM disk's image is no number of sectors.
     ImageLength {
         /// The image.
@@ -221,6 +227,9 @@ impl fmt::Display for ConfigError<'_> {
             }
             Self::Metadata { reason, .. } => write!(f, "metadata: {reason}"),
             Self::CidTaken { node, by } => write!(f, "guest-cid of {node} is that of {by}"),
+            Self::Ports { node } => {
+                write!(f, "ports of {node} are not 1 to 4 of \"terminal\", \"log\" and \"pipe:NAME\", or one too many has that")
+            }
             Self::ImageLength { image } => {
                 write!(f, "the RAM disk at {image} is not a multiple of 512 bytes")
             }

@@ -115,16 +115,16 @@ fn without_a_vm_node_there_is_one_vm_with_everything() {
     assert_eq!(vm.kernel, board.first_guest().unwrap().kernel);
     assert_eq!(vm.ramdisk, board.first_guest().unwrap().ramdisk);
     assert_eq!(vm.cores.iter().map(|core| core.get()).collect::<Vec<_>>(), [0, 1, 2]);
-    assert_eq!(vm.devices.len(), 2);
+    assert_eq!(vm.devices.len(), 3);
     assert!(vm.autostart && !vm.operator);
     let mut free = board.free_ram(&[IMAGE, TREE]).unwrap();
     let largest = free.largest(RAM_BLOCK);
     config.place(&mut free, &mut refuse);
     assert_eq!(config.vms()[0].ram, largest);
-    // It does without a network card, and without a disk.
+    // It does without a network card, without a source of entropy, and without a disk.
     config.check_disks(&mut Board1000(1), &mut refuse);
     config.check_board(true, true);
-    assert_eq!(config.vms()[0].devices.len(), 2);
+    assert_eq!(config.vms()[0].devices.len(), 3);
     config.check_board(false, false);
     assert_eq!(config.vms()[0].devices.len(), 1);
     config.check_disks(&mut Board1000(0), &mut refuse);

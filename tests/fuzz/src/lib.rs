@@ -7,6 +7,7 @@
 //! for guest, host and bus, so that the address sanitizer sees any access that leaves it.
 
 mod block_requests;
+mod console;
 mod decode;
 mod disk;
 mod fdt;
@@ -30,6 +31,7 @@ mod vms;
 mod vsock;
 
 pub use block_requests::block_requests;
+pub use console::console;
 pub use decode::decode;
 pub use fdt::fdt;
 pub use gpt::gpt;
@@ -59,6 +61,7 @@ pub const TARGETS: [Target; 18] = [
     ("block_requests", block_requests),
     ("net_frames", net_frames),
     ("net_control", net_control),
+    ("console", console),
     ("rng", rng),
     ("state", state),
     ("guest_exits", guest_exits),

@@ -285,7 +285,7 @@ impl<'m> VirtioDevice<'m> for Block<'_, 'm> {
                 self.requests.max_sectors = u64::MAX;
                 self.backend_changed(context);
             }
-            Adjustment::Link(_) => return Err(NotAdjusted::Unsupported),
+            _ => return Err(NotAdjusted::Unsupported),
         }
         Ok(())
     }

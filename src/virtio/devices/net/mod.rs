@@ -394,9 +394,7 @@ impl<'m> VirtioDevice<'m> for Net<'_, 'm> {
                 }
                 self.look_at_port(context);
             }
-            Adjustment::Capacity(_) | Adjustment::Medium(_) => {
-                return Err(NotAdjusted::Unsupported);
-            }
+            _ => return Err(NotAdjusted::Unsupported),
         }
         Ok(())
     }

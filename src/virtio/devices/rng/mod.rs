@@ -118,7 +118,7 @@ impl<'m> VirtioDevice<'m> for Rng<'_, 'm> {
         supply.waits = None;
         supply.throttle.unpark();
         let mut left = MOST_AT_ONCE;
-        while let Some(Chain { head, mut writable, .. }) = queue.pop(&mut self.chain) {
+        while let Some(Chain { head, mut writable, .. }) = queue.pop_rarely(&mut self.chain) {
             let len = writable.remaining().min(left);
             if writable.remaining() == 0 {
                 // There is no answer without a byte in it (5.4.6.2).
@@ -130,7 +130,7 @@ impl<'m> VirtioDevice<'m> for Rng<'_, 'm> {
                 break;
             }
             supply.fill(&mut writable, len);
-            queue.complete(head, len as u32);
+            queue.complete_rarely(head, len as u32);
             supply.throttle.charge(Direction::In, len as u32);
             left -= len;
             self.requests += 1;
