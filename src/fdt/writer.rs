@@ -3,7 +3,7 @@
 
 use core::fmt::{self, Write};
 
-use crate::memory::PaRange;
+use crate::memory::{PaRange, copy};
 
 /// Bytes that the names of all different properties together can have, each with its end.
 const STRINGS: usize = 1024;
@@ -265,7 +265,7 @@ impl<'b> FdtWriter<'b> {
 
     fn put(&mut self, bytes: &[u8]) -> Result<(), WriteError> {
         let room = self.buffer.get_mut(self.at..).unwrap_or_default();
-        room.get_mut(..bytes.len()).ok_or(WriteError::Full)?.copy_from_slice(bytes);
+        copy(room.get_mut(..bytes.len()).ok_or(WriteError::Full)?, bytes);
         self.at += bytes.len();
         Ok(())
     }

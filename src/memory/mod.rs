@@ -18,3 +18,11 @@ pub use guest::{GuestMemory, GuestMemoryError};
 pub use host::HostRam;
 pub use ram::{PaRange, RamMap};
 pub use shared::{Entry, EntryOffset, SharedEntry, SharedRing, SharedSlice, SharedTable};
+
+/// Copies `from` to the beginning of `to`, or as much as there is room for. Unlike the library's copy it
+/// cannot panic, wherever it is compiled to.
+pub(crate) fn copy(to: &mut [u8], from: &[u8]) {
+    for (to, from) in to.iter_mut().zip(from) {
+        *to = *from;
+    }
+}

@@ -37,8 +37,8 @@ fn rate(word: &str) -> Option<Option<Rate>> {
     if word == "-" {
         return Some(None);
     }
-    let (rate, burst) = match word.split_once('/') {
-        Some((rate, burst)) => (rate, Some(burst.parse().ok()?)),
+    let (rate, burst) = match word.bytes().position(|byte| byte == b'/') {
+        Some(at) => (word.get(..at)?, Some(word.get(at + 1..)?.parse().ok()?)),
         None => (word, None),
     };
     Rate::new(rate.parse().ok()?, burst).map(Some)

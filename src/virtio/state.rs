@@ -43,7 +43,7 @@ impl<'a> StateWriter<'a> {
         let free = core::mem::take(&mut self.free);
         match free.split_at_mut_checked(bytes.len()) {
             Some((room, rest)) => {
-                room.copy_from_slice(bytes);
+                crate::memory::copy(room, bytes);
                 self.free = rest;
                 self.written += bytes.len();
                 Ok(())

@@ -1,7 +1,7 @@
 //! The bytes of a frame, where they are.
 
 use crate::backend::net::Frame;
-use crate::memory::SharedSlice;
+use crate::memory::{SharedSlice, copy};
 
 /// A run of bytes in a list of segments.
 #[derive(Clone, Copy)]
@@ -121,7 +121,7 @@ impl<'a, 'm> Outgoing<'a, 'm> {
     pub(super) fn read(&self, out: &mut [u8]) -> usize {
         let (mut at, len) = (self.head.len().min(out.len()), self.len().min(out.len()));
         if let (Some(place), Some(head)) = (out.get_mut(..at), self.head.get(..at)) {
-            place.copy_from_slice(head);
+            copy(place, head);
         }
         if let Some(rest) = out.get_mut(at..len)
             && self.body.read(rest).is_some()
