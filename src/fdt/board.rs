@@ -1,11 +1,10 @@
 //! The board, as its device tree describes it.
 
-use dtoolkit::fdt::Fdt;
-
 use super::check;
 use super::error::{BoardError, NodePath};
 use super::modules::{self, Module};
 use super::node::{Interrupt, Place, StringList};
+use super::tree::Tree;
 use crate::memory::{Pa, PaRange, RamMap};
 
 /// Ranges of memory a board can have.
@@ -49,7 +48,7 @@ pub struct Board<'a> {
     /// `/chosen/linux,initrd-start` and `-end`: a ramdisk given as if to a plain kernel.
     pub initrd: Option<PaRange>,
     /// The tree it was read from, for what is read later.
-    pub(super) tree: Fdt<'a>,
+    pub(super) tree: Tree<'a>,
 }
 
 /// How calls reach the firmware.
@@ -160,8 +159,8 @@ impl<'a> Board<'a> {
     /// # Errors
     /// See [`BoardError`].
     pub fn read(blob: &'a [u8], address: Pa) -> Result<Self, BoardError<'a>> {
-        let fdt = check::checked(blob, address)?;
-        let root = Place::root(fdt);
+        let tree = check::checked(blob, address)?;
+        let root = Place::root(tree);
         let mut board = Self {
             compatible: root.compatible(),
             memory: heapless::Vec::new(),
@@ -176,11 +175,11 @@ impl<'a> Board<'a> {
             modules: heapless::Vec::new(),
             bootargs: "",
             initrd: None,
-            tree: fdt,
+            tree,
         };
         board.read_memory(&root)?;
-        for entry in fdt.memory_reservations() {
-            board.reserve(PaRange::new(entry.address(), entry.size()))?;
+        for range in tree.reservations() {
+            board.reserve(range)?;
         }
         root.at("reserved-memory", &mut |node| board.read_reserved(node)).transpose()?;
         root.at("cpus", &mut |node| board.read_cpus(node));

@@ -1,15 +1,13 @@
 //! Checks a device tree blob from end to end before anything in it is believed.
 //!
-//! The reader (`dtoolkit`) panics on a malformed tree it has not checked itself; and its own check
-//! refuses property names of more than 31 bytes, which real boards have
-//! (`snps,quirk-frame-length-adjustment`). So the structure is checked here, to what the reader
-//! relies on, and names only so far as they are text.
+//! The reader ([`super::tree`]) finds nothing to refuse any more. Names are checked only so far as they are
+//! text: real boards have property names of more than the 31 bytes that the specification allows
+//! (`snps,quirk-frame-length-adjustment`).
 
 use core::ops::Range;
 
-use dtoolkit::fdt::Fdt;
-
 use super::error::BoardError;
+use super::tree::Tree;
 use crate::memory::Pa;
 
 /// Largest device tree that is read: the limit of the arm64 boot protocol.
@@ -23,10 +21,10 @@ pub(super) const MAX_DEPTH: usize = 24;
 
 const MAGIC: u32 = 0xd00d_feed;
 const VERSION: u32 = 17;
-const BEGIN_NODE: u32 = 1;
+pub(super) const BEGIN_NODE: u32 = 1;
 const END_NODE: u32 = 2;
-const PROP: u32 = 3;
-const NOP: u32 = 4;
+pub(super) const PROP: u32 = 3;
+pub(super) const NOP: u32 = 4;
 const END: u32 = 9;
 
 /// The size of the tree at `address` by its header, of which `header` is at least
@@ -52,7 +50,7 @@ pub fn blob_size(header: &[u8], address: Pa) -> Result<usize, BoardError<'static
 }
 
 /// The tree in `blob`, which is at `address` and may have bytes behind it.
-pub(super) fn checked(blob: &[u8], address: Pa) -> Result<Fdt<'_>, BoardError<'static>> {
+pub(super) fn checked(blob: &[u8], address: Pa) -> Result<Tree<'_>, BoardError<'static>> {
     let size = blob_size(blob, address)?;
     let truncated = BoardError::Truncated { size, have: blob.len() };
     let blob = blob.get(..size).ok_or(truncated)?;
@@ -69,14 +67,14 @@ pub(super) fn checked(blob: &[u8], address: Pa) -> Result<Fdt<'_>, BoardError<'s
         return Err(malformed(8, "structure block not aligned"));
     }
     check_structure(blob, structure, strings..strings_end)?;
-    Ok(Fdt::new_unchecked(blob))
+    Ok(Tree { blob, structure, strings, reservations })
 }
 
 fn malformed(offset: usize, reason: &'static str) -> BoardError<'static> {
     BoardError::Malformed { offset, reason }
 }
 
-fn word(blob: &[u8], offset: usize) -> Option<u32> {
+pub(super) fn word(blob: &[u8], offset: usize) -> Option<u32> {
     let bytes = blob.get(offset..)?.first_chunk::<4>()?;
     Some(u32::from_be_bytes(*bytes))
 }
@@ -177,7 +175,7 @@ mod tests {
         let mut blob = TREE.to_vec();
         blob.extend([0xff; 100]);
         let fdt = checked(&blob, Pa::new(0)).unwrap();
-        assert_eq!(fdt.data().len(), TREE.len());
+        assert_eq!(fdt.blob.len(), TREE.len());
     }
 
     #[test]

@@ -8,6 +8,7 @@ pub mod modules;
 mod node;
 #[cfg(test)]
 pub(crate) mod testing;
+mod tree;
 pub mod vms;
 pub mod writer;
 

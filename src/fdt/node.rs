@@ -1,8 +1,6 @@
 //! A node together with the nodes it is inside, which say what its numbers mean.
 
-use dtoolkit::fdt::{Fdt, FdtNode};
-use dtoolkit::{Node, Property, ToCellInt};
-
+use super::tree::{Node, Tree};
 use crate::memory::PaRange;
 
 /// Cells of an address and of a size where a parent does not say (Devicetree Specification 2.3.5).
@@ -54,16 +52,39 @@ impl<'a> StringList<'a> {
     }
 }
 
+/// A number of cells. `None` if it has more than 64 bits.
+fn number(bytes: &[u8]) -> Option<u64> {
+    let number = bytes.iter().fold(0, |number, byte| number << 8 | u64::from(*byte));
+    (bytes.len() <= 8).then_some(number)
+}
+
+/// The entries of a property, each of three numbers of so many cells. `None` if it does not divide
+/// into them.
+fn entries(value: &[u8], cells: [usize; 3]) -> Option<impl Iterator<Item = [Option<u64>; 3]>> {
+    let lens = cells.map(|cells| cells * 4);
+    let len: usize = lens.iter().sum();
+    if len == 0 || !value.len().is_multiple_of(len) {
+        return None;
+    }
+    Some(value.chunks_exact(len).map(move |mut entry| {
+        lens.map(|len| {
+            let (bytes, rest) = entry.split_at_checked(len)?;
+            entry = rest;
+            number(bytes)
+        })
+    }))
+}
+
 /// A node and where it is. Lives on the stack of the walk that reached it.
 #[derive(Clone, Copy)]
 pub(super) struct Place<'p, 'a> {
-    pub(super) node: FdtNode<'a>,
+    pub(super) node: Node<'a>,
     parent: Option<&'p Place<'p, 'a>>,
 }
 
 impl<'p, 'a> Place<'p, 'a> {
-    pub(super) fn root(fdt: Fdt<'a>) -> Self {
-        Self { node: fdt.root(), parent: None }
+    pub(super) fn root(tree: Tree<'a>) -> Self {
+        Self { node: tree.root(), parent: None }
     }
 
     pub(super) fn name(&self) -> &'a str {
@@ -71,20 +92,20 @@ impl<'p, 'a> Place<'p, 'a> {
     }
 
     pub(super) fn value(&self, property: &str) -> Option<&'a [u8]> {
-        self.node.property(property)?.value_as::<&'a [u8]>().ok()
+        self.node.property(property)
     }
 
     pub(super) fn text(&self, property: &str) -> Option<&'a str> {
-        self.node.property(property)?.value_as::<&'a str>().ok()
+        core::str::from_utf8(self.value(property)?.strip_suffix(&[0])?).ok()
     }
 
     /// A number of one or two cells, as long as the property is.
     pub(super) fn number(&self, property: &str) -> Option<u64> {
-        let value = self.node.property(property)?.value_as::<dtoolkit::Cells<'a>>().ok()?;
-        if value.as_ref().is_empty() {
+        let value = self.value(property)?;
+        if value.is_empty() || !value.len().is_multiple_of(4) {
             return None;
         }
-        value.to_int().ok()
+        number(value)
     }
 
     pub(super) fn compatible(&self) -> StringList<'a> {
@@ -93,7 +114,7 @@ impl<'p, 'a> Place<'p, 'a> {
 
     /// Whether the node is in use: it has no `status`, or one that says so.
     pub(super) fn is_enabled(&self) -> bool {
-        self.node.property("status").is_none() || matches!(self.text("status"), Some("okay" | "ok"))
+        self.value("status").is_none() || matches!(self.text("status"), Some("okay" | "ok"))
     }
 
     /// The cells of numbers in the nodes directly below this one.
@@ -114,14 +135,11 @@ impl<'p, 'a> Place<'p, 'a> {
     /// The ranges in `reg`, as the parent numbers them. `None` if the property is missing, does
     /// not divide into ranges, or has numbers of more than 64 bits.
     pub(super) fn reg_in(&self, cells: Cells) -> Option<impl Iterator<Item = PaRange> + 'a> {
-        let property = self.node.property("reg")?;
-        let entries = property.as_prop_encoded_array([cells.address, cells.size]).ok()?;
+        let entries = entries(self.value("reg")?, [cells.address, cells.size, 0])?;
         if cells.address > 2 || cells.size > 2 {
             return None;
         }
-        Some(entries.filter_map(|[address, size]| {
-            Some(PaRange::new(address.to_int().ok()?, size.to_int().ok()?))
-        }))
+        Some(entries.filter_map(|[address, size, _]| Some(PaRange::new(address?, size?))))
     }
 
     /// The `index`th range in `reg`, as the cores see it: translated by the `ranges` of every bus
@@ -139,20 +157,19 @@ impl<'p, 'a> Place<'p, 'a> {
 
     /// Translates a range below this bus to one above it (Devicetree Specification 2.3.8).
     fn translate(&self, range: PaRange, above: Cells) -> Option<PaRange> {
-        let ranges = self.node.property("ranges")?;
-        if ranges.value().is_empty() {
+        let ranges = self.value("ranges")?;
+        if ranges.is_empty() {
             return Some(range);
         }
         let below = self.cells_below();
-        let entries = [below.address, above.address, below.size];
-        for [child, parent, len] in ranges.as_prop_encoded_array(entries).ok()? {
-            let Ok(child) = child.to_int::<u64>() else {
+        for [child, parent, len] in entries(ranges, [below.address, above.address, below.size])? {
+            let Some(child) = child else {
                 continue;
             };
-            let window = PaRange::new(child, len.to_int::<u64>().ok()?);
+            let window = PaRange::new(child, len?);
             if window.contains(range) {
                 let offset = range.base.raw() - child;
-                let base = parent.to_int::<u64>().ok()?.checked_add(offset)?;
+                let base = parent?.checked_add(offset)?;
                 return Some(PaRange::new(base, range.len));
             }
         }
@@ -165,16 +182,15 @@ impl<'p, 'a> Place<'p, 'a> {
         if self.interrupt_parent().is_some_and(|parent| Some(parent) != gic) {
             return None;
         }
-        let interrupts = self.node.property("interrupts")?;
-        let [kind, number, flags] = interrupts.as_prop_encoded_array([1, 1, 1]).ok()?.nth(index)?;
-        let number = number.to_int::<u32>().ok()?;
+        let [kind, number, flags] = entries(self.value("interrupts")?, [1, 1, 1])?.nth(index)?;
+        let number = number? as u32;
         // Kinds and flags of the GIC's binding, arm,gic-v3.
-        let (first, count) = match kind.to_int::<u32>().ok()? {
+        let (first, count) = match kind? {
             0 => (32, 988),
             1 => (16, 16),
             _ => return None,
         };
-        let edge = flags.to_int::<u32>().ok()? & 0b11 != 0;
+        let edge = flags? & 0b11 != 0;
         let trigger = if edge { Trigger::Edge } else { Trigger::Level };
         (number < count).then(|| Interrupt { intid: first + number, trigger })
     }

@@ -3,9 +3,6 @@
 //! What a node says is read here, as far as it has a form that is understood; whether the board can
 //! do it is judged in [`vm::config`](crate::vm::config). The binding is in `docs/configuration.md`.
 
-use dtoolkit::fdt::Fdt;
-use dtoolkit::{Node, Property};
-
 use super::board::Board;
 use super::error::{BoardError, NodePath};
 use super::modules::{self, Module, ModuleKind};
@@ -295,7 +292,7 @@ impl<'a> Board<'a> {
             chosen.for_each_child(|vm| {
                 if vm.compatible().contains("sparkler,vm") && vm.is_enabled() {
                     let node = NodePath::new("/chosen", vm.name());
-                    visit(node, read(self.tree, vm, node, vm.cells_below_or(cells)));
+                    visit(node, read(vm, node, vm.cells_below_or(cells)));
                 }
             });
         });
@@ -303,12 +300,11 @@ impl<'a> Board<'a> {
 }
 
 fn read<'a>(
-    tree: Fdt<'a>,
     place: &Place<'_, 'a>,
     node: NodePath<'a>,
     cells: Cells,
 ) -> Result<VmNode<'a>, BoardError<'a>> {
-    let mut at = Reader { tree, place, node, error: None };
+    let mut at = Reader { place, node, error: None };
     at.check_names(&|name| name.strip_prefix(PREFIX).is_none_or(|ours| OURS.contains(&ours)));
     let own_name = || place.name().split('@').next().unwrap_or_default();
     let mut vm = VmNode {
@@ -332,7 +328,7 @@ fn read<'a>(
     place.for_each_child(|child| {
         if error.is_none() && child.is_enabled() {
             let node = node.child(child.name());
-            let mut at = Reader { tree, place: child, node, error: None };
+            let mut at = Reader { place: child, node, error: None };
             read_child(&mut vm, &mut at, cells);
             error = at.error;
         }
@@ -460,7 +456,6 @@ fn read_net<'a>(at: &mut Reader<'_, '_, 'a>, cells: Cells) -> Option<DeviceKind<
 /// A node whose properties must have their form if they are there. The first mistake is kept, and
 /// is looked at when all is read: what was read until then does not matter.
 struct Reader<'r, 'p, 'a> {
-    tree: Fdt<'a>,
     place: &'r Place<'p, 'a>,
     node: NodePath<'a>,
     error: Option<BoardError<'a>>,
@@ -482,8 +477,8 @@ impl<'a> Reader<'_, '_, 'a> {
 
     fn check_names(&mut self, known: &dyn Fn(&str) -> bool) {
         let mut properties = self.place.node.properties();
-        if let Some(property) = properties.find(|property| !known(property.name())) {
-            self.bad(self.named(property.name()), "means nothing here");
+        if let Some((name, _)) = properties.find(|(name, _)| !known(name)) {
+            self.bad(name, "means nothing here");
         }
     }
 
@@ -492,15 +487,6 @@ impl<'a> Reader<'_, '_, 'a> {
         self.check_names(&|name| {
             OF_DEVICES.contains(&name) || own.iter().any(|names| names.contains(&name))
         });
-    }
-
-    /// A property's name as it is in the tree: the reader does not say that it lives as long.
-    fn named(&self, name: &str) -> &'a str {
-        let bytes = self.tree.data();
-        let mut pieces =
-            (0..bytes.len()).filter_map(|at| bytes.get(at..at.checked_add(name.len())?));
-        let found = pieces.find(|piece| *piece == name.as_bytes());
-        found.and_then(|piece| core::str::from_utf8(piece).ok()).unwrap_or_default()
     }
 
     /// One string, with its end and no other zero byte in it.
