@@ -76,7 +76,7 @@ pub fn console(data: &[u8]) {
     let multiport = input.flag();
     // Numbers of the bytes said and heard: to the far ends, and from them.
     let (mut said, mut heard, mut lost) = ([0_u8; 2], [0_u8; 2], [false; 2]);
-    let mut begin = |bus: &mut Bus<'_, '_, '_>, queues: &mut Vec<Queue>| {
+    let begin = |bus: &mut Bus<'_, '_, '_>, queues: &mut Vec<Queue>| {
         guest.put(RAM, &[0; 0x1800]);
         bus.negotiate(1 << 32 | u64::from(multiport) << 1);
         *queues = (0..QUEUES).map(Queue::new).collect();

@@ -53,7 +53,7 @@ pub use vsock::vsock;
 pub type Target = (&'static str, fn(&[u8]));
 
 /// All targets. Each has a folder of its name in `corpus/`.
-pub const TARGETS: [Target; 18] = [
+pub const TARGETS: [Target; 20] = [
     ("registers", registers),
     ("split_chains", split_chains),
     ("split_race", split_race),
