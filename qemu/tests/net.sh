@@ -255,6 +255,48 @@ test_machines_that_el2_has_no_memory_for_are_refused_and_the_others_run() {
     done
 }
 
+# An image with the service, which the one that is tested otherwise has not.
+runs_once linux_reads_its_metadata_and_no_other_guests
+test_linux_reads_its_metadata_and_no_other_guests() {
+    setup_tools build
+    setup_toolchain
+    build_image "$dir/metadata.img" metadata
+    local vm
+    for vm in alice bob; do
+        mkdir -p -- "$dir/$vm/latest/meta-data"
+        printf '%s' "$vm" >"$dir/$vm/latest/meta-data/local-hostname"
+        head -c 300000 /dev/urandom >"$dir/$vm/latest/user-data"
+        tar -cf "$dir/$vm.tar" -C "$dir/$vm" .
+        md5sum <"$dir/$vm/latest/user-data" | cut -d ' ' -f 1 >"$dir/$vm.sum"
+    done
+    net_vms "alice=metadata; sparkler,file = \"$dir/alice.tar\";" "bob=metadata; sparkler,file = \"$dir/bob.tar\";" carol=
+    run_guest --image "$dir/metadata.img" --vms "$dir/vms.dts" --timeout 200 -c "$net_words"'
+        at=http://169.254.169.254
+        reach 10.0.2.2
+        if [ $VM_NAME = carol ]; then
+            if timeout 5 wget -q -O - $at/; then exit 1; fi
+            echo "carol has none"
+            exit
+        fi
+        # By way of the gateway, and then as on the link.
+        test "$(wget -q -O - $at/latest/meta-data/local-hostname)" = $VM_NAME
+        ip route add 169.254.169.254 dev eth0
+        wget -q -O - $at/latest/meta-data
+        for n in 1 2 3 4 5 6; do wget -q -O - $at/latest/user-data | md5sum | cut -d " " -f 1; done
+        wget -q -O - $at/nothing 2>&1 | grep 404
+        cat /proc/net/arp' | tee "$dir/out"
+    for vm in alice bob; do
+        expect_equal "contents for $vm" 6 "$(grep -c "^$vm| $(<"$dir/$vm.sum")" "$dir/out")"
+        expect_text "$dir/out" "$vm| local-hostname"
+    done
+    expect_text "$dir/out" 'carol has none'
+    grep -Eq '169\.254\.169\.254 .*02:00:a9:fe:a9:fe' "$dir/out"
+    # The image that everybody has says why it has none.
+    run_guest --vms "$dir/vms.dts" --timeout 200 -c 'echo "runs alone"' >"$dir/out" 2>&1 || true
+    expect_text "$dir/out" '/chosen/alice/net0: metadata: this image was built without it'
+    expect_text "$dir/out" 'runs alone'
+}
+
 test_without_a_card_guests_still_reach_each_other() {
     run_guest --vms two-linux --net none --timeout 200 -c "$net_words"'
         case $VM_NAME in alice) me=1 other=2 ;; bob) me=2 other=1 ;; esac
