@@ -55,7 +55,7 @@ impl Connections {
     /// It is over: between these two ports, of the guest and of `peer`.
     pub(super) fn remove(&mut self, ports: [u32; 2], peer: usize) {
         if let Some(at) = self.find(ports, peer) {
-            self.known.swap_remove(at);
+            let _ = self.take(at);
         }
     }
 
@@ -93,7 +93,13 @@ impl Connections {
         }
         let at = self.known.iter().position(|it| it.gone);
         self.some_gone = at.is_some();
-        at.map(|at| self.known.swap_remove(at))
+        at.and_then(|at| self.take(at))
+    }
+
+    /// Takes the one at `at` out, by which the last comes to its place. The library's way panics.
+    fn take(&mut self, at: usize) -> Option<Connection> {
+        let last = self.known.pop()?;
+        Some(self.known.get_mut(at).map_or(last, |it| core::mem::replace(it, last)))
     }
 }
 
