@@ -109,6 +109,16 @@ impl<'m> SharedSlice<'m> {
         })
     }
 
+    /// The first `len` bytes, or as many as there are, and the rest.
+    #[inline(always)]
+    pub(crate) fn split_at(&self, len: usize) -> (SharedSlice<'m>, SharedSlice<'m>) {
+        let len = len.min(self.len);
+        // SAFETY: len <= self.len, so the pointer stays inside the owned range.
+        let base = unsafe { self.base.add(len) };
+        let pa = Pa::new(self.pa.raw() + len as u64);
+        (SharedSlice { len, ..*self }, SharedSlice { base, pa, len: self.len - len, ..*self })
+    }
+
     /// Pointer to the aligned word of type `T` at `offset`.
     #[inline(always)]
     fn word<T>(&self, offset: usize) -> Option<*mut T> {
@@ -367,7 +377,7 @@ impl<'m> SharedSlice<'m> {
 }
 
 /// Copies forwards, 64 bytes a round, with pairs of general registers; what is long with pairs of
-/// vector registers first, 128 bytes a round. At EL2 those are the guest's, and nothing of Rust lives
+/// vector registers first, 256 bytes a round. At EL2 those are the guest's, and nothing of Rust lives
 /// in them: their values are put aside meanwhile. Accesses need not be aligned, which Normal memory
 /// allows, so that the phases of the two do not matter.
 ///
@@ -396,19 +406,27 @@ pub(crate) unsafe extern "C" fn copy_bytes(
             "stp q2, q3, [{aside}, #32]",
             "stp q4, q5, [{aside}, #64]",
             "stp q6, q7, [{aside}, #96]",
-            "sub {len}, {len}, #128",
+            "sub {len}, {len}, #256",
             "11:",
-            "ldp q0, q1, [{from}], #128",
+            "ldp q0, q1, [{from}], #256",
+            "ldp q2, q3, [{from}, #-224]",
+            "ldp q4, q5, [{from}, #-192]",
+            "ldp q6, q7, [{from}, #-160]",
+            "stp q0, q1, [{to}], #256",
+            "stp q2, q3, [{to}, #-224]",
+            "stp q4, q5, [{to}, #-192]",
+            "stp q6, q7, [{to}, #-160]",
+            "ldp q0, q1, [{from}, #-128]",
             "ldp q2, q3, [{from}, #-96]",
             "ldp q4, q5, [{from}, #-64]",
             "ldp q6, q7, [{from}, #-32]",
-            "subs {len}, {len}, #128",
-            "stp q0, q1, [{to}], #128",
+            "subs {len}, {len}, #256",
+            "stp q0, q1, [{to}, #-128]",
             "stp q2, q3, [{to}, #-96]",
             "stp q4, q5, [{to}, #-64]",
             "stp q6, q7, [{to}, #-32]",
             "b.hs 11b",
-            "add {len}, {len}, #128",
+            "add {len}, {len}, #256",
             "ldp q0, q1, [{aside}]",
             "ldp q2, q3, [{aside}, #32]",
             "ldp q4, q5, [{aside}, #64]",

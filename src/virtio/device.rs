@@ -430,6 +430,12 @@ impl<'m> ActiveQueue<'_, 'm> {
     /// The next chain, its segments in `buffer`. `None` if there is none now.
     #[inline]
     pub fn pop<'c>(&mut self, buffer: &'c mut ChainBuffer<'m>) -> Option<Chain<'c, 'm>> {
+        self.pop_inline(buffer)
+    }
+
+    /// As [`Self::pop`], for the loop that a device spends its time in: 2 KiB of code each time.
+    #[inline(always)]
+    pub fn pop_inline<'c>(&mut self, buffer: &'c mut ChainBuffer<'m>) -> Option<Chain<'c, 'm>> {
         if self.fault.is_some() {
             return None;
         }

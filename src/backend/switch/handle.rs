@@ -130,8 +130,11 @@ impl<'m> NetBackend<'m> for Port<'_, 'm> {
         if taken.next == taken.end {
             taken.next = 0;
             taken.end = self.cell.take_received(pair, &mut taken.buffers);
+            if taken.end == 0 {
+                return None;
+            }
         }
-        let received = taken.buffers.get(..taken.end)?.get(taken.next).copied()?;
+        let received = *taken.buffers.get(taken.next)?;
         taken.next += 1;
         Some(received)
     }

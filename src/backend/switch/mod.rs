@@ -48,7 +48,7 @@ use counters::Counters;
 use egress::{Egress, Job, needs};
 use forwarding::{Forwarding, Learned, Place};
 use frame::{Head, Shaped, TAG, Tagging, Vlan};
-use gather::Gather;
+use gather::{Gather, Outgoing};
 use port::{Control, PORT_FLIGHTS};
 use segment::{Headers, Segments};
 
@@ -201,10 +201,10 @@ impl<'m> Switch<'m> {
         let Some(target) = self.target(&head, vlan, from, now) else {
             return dropped(Counter::DropNowhere);
         };
-        let headers = match headers(&frame, &head) {
-            Ok(headers) => headers,
-            Err(()) => return dropped(Counter::DropMalformed),
-        };
+        let mut cut = None;
+        if headers(&frame, &mut cut).is_err() {
+            return dropped(Counter::DropMalformed);
+        }
         let passage = Passage {
             frame,
             head,
@@ -217,11 +217,11 @@ impl<'m> Switch<'m> {
         let mut sent = Sent::Done;
         if out && self.uplink_up.load(Relaxed) {
             // First, because it may be that nothing can be done just now.
-            sent = self.transmit(index, cell, tag, &passage, headers.as_ref(), now)?;
+            sent = self.transmit(index, cell, tag, &passage, cut.as_ref(), now)?;
         }
         cell.counters.add(Counter::SentFrames, 1);
         cell.counters.add(Counter::SentBytes, frame.len as u64);
-        self.spread(&passage, &target, headers.as_ref(), &cell.counters, woken);
+        self.spread(&passage, &target, cut.as_ref(), &cell.counters, woken);
         Ok(sent)
     }
 
@@ -488,15 +488,16 @@ impl<'m> Switch<'m> {
         let Some(target) = self.target(&head, vlan, Place::UPLINK, now) else {
             return counters.add(Counter::DropNowhere, 1);
         };
-        let Ok(headers) = headers(&frame, &head) else {
+        let mut cut = None;
+        if headers(&frame, &mut cut).is_err() {
             return counters.add(Counter::DropMalformed, 1);
-        };
+        }
         counters.add(Counter::SentFrames, 1);
         counters.add(Counter::SentBytes, frame.len as u64);
         let hash = self.flow(&frame);
         let from = Place::UPLINK;
         let passage = Passage { frame, head, vlan, from, isolated: false, hash };
-        self.spread(&passage, &target, headers.as_ref(), counters, woken);
+        self.spread(&passage, &target, cut.as_ref(), counters, woken);
     }
 
     /// Wakes ports for which something has come.
@@ -522,12 +523,14 @@ fn is_reserved(address: MacAddress) -> bool {
     matches!(address.0, [0x01, 0x80, 0xC2, 0x00, 0x00, 0x00..=0x0F])
 }
 
-/// The headers of a frame that is to be cut; `None` if it is not. `Err`: it is not as it says.
+/// Reads the headers of a frame that is to be cut; `None` if it is not. `Err`: it is not as it says.
+/// Into a place of the caller's, for they are large.
 #[inline]
-fn headers(frame: &Frame<'_, '_>, head: &Head) -> Result<Option<Headers>, ()> {
-    let Some(gso) = &frame.info.gso else { return Ok(None) };
-    let shaped = Shaped::new(frame, head, Tagging::Keep).ok_or(())?;
-    Headers::read(&shaped.outgoing(), &frame.info, gso).map(Some).ok_or(())
+fn headers(frame: &Frame<'_, '_>, into: &mut Option<Headers>) -> Result<(), ()> {
+    let Some(gso) = &frame.info.gso else { return Ok(()) };
+    let whole = Outgoing { head: &[], body: Gather::of(frame) };
+    *into = Headers::read(&whole, &frame.info, gso);
+    if into.is_some() { Ok(()) } else { Err(()) }
 }
 
 /// The same of the frame as it leaves.

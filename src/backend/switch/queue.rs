@@ -157,7 +157,7 @@ impl<'m> PairQueue<'m> {
             *place = (count as u16).to_le_bytes();
         }
         // All buffers but the last are filled, so that their segments are one run.
-        let mut sink = Sink { queue: self, segment: 0, offset: 0 };
+        let mut sink = Sink { queue: self, segment: 0, rest: SharedSlice::empty() };
         sink.write(&header);
         sink.write(frame.head);
         let mut body = frame.body;
@@ -203,33 +203,28 @@ impl Default for PairQueue<'_> {
 /// Goes through the segments of the posted buffers.
 struct Sink<'q, 'm> {
     queue: &'q PairQueue<'m>,
-    /// From the first one.
+    /// The next one, from the first.
     segment: usize,
-    /// In it.
-    offset: usize,
+    /// What is left of the one before.
+    rest: SharedSlice<'m>,
 }
 
 impl<'m> Sink<'_, 'm> {
     /// The next place, of at most `limit` bytes, which is not 0.
-    #[inline]
+    #[inline(always)]
     fn next(&mut self, limit: usize) -> Option<SharedSlice<'m>> {
         // Segments without bytes are passed over.
-        while self.segment < self.queue.segment_count {
+        while self.rest.is_empty() {
+            if self.segment >= self.queue.segment_count {
+                return None;
+            }
             let place = (self.queue.first_segment + self.segment) & (SEGMENTS - 1);
-            let segment = self.queue.segments.get(place)?;
-            let there = segment.len().checked_sub(self.offset)?;
-            let len = there.min(limit);
-            let piece = segment.subslice(self.offset, len)?;
-            self.offset += len;
-            if len == there {
-                self.segment += 1;
-                self.offset = 0;
-            }
-            if len != 0 {
-                return Some(piece);
-            }
+            self.rest = *self.queue.segments.get(place)?;
+            self.segment += 1;
         }
-        None
+        let (piece, rest) = self.rest.split_at(limit);
+        self.rest = rest;
+        Some(piece)
     }
 
     #[inline]
@@ -245,15 +240,14 @@ impl<'m> Sink<'_, 'm> {
     }
 
     #[inline]
-    fn copy(&mut self, source: SharedSlice<'_>) {
-        let mut at = 0;
-        while at < source.len()
-            && let Some(place) = self.next(source.len() - at)
-            && let Some(piece) = source.subslice(at, place.len())
+    fn copy(&mut self, mut source: SharedSlice<'_>) {
+        while !source.is_empty()
+            && let Some(place) = self.next(source.len())
         {
+            let (piece, rest) = source.split_at(place.len());
             // As long as each other.
             let _ = place.copy_from(&piece);
-            at += place.len();
+            source = rest;
         }
     }
 }

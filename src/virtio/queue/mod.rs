@@ -161,7 +161,7 @@ impl<'m> Ring<'m> {
     /// # Errors
     /// If the chain or the ring is not what the specification allows. The queue is then of no more
     /// use.
-    #[inline]
+    #[inline(always)]
     pub fn pop<'c>(
         &mut self,
         memory: &GuestMemory<'m>,

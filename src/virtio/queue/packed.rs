@@ -228,7 +228,7 @@ impl<'m> PackedRing<'m> {
     }
 
     /// Takes the next list, validated whole. `None` if there is none, or the batch is used up.
-    #[inline]
+    #[inline(always)]
     pub(super) fn pop<'c>(
         &mut self,
         memory: &GuestMemory<'m>,

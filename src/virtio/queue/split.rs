@@ -176,7 +176,7 @@ impl<'m> SplitRing<'m> {
     }
 
     /// Takes the next chain, validated whole. `None` if there is none, or the batch is used up.
-    #[inline]
+    #[inline(always)]
     pub(super) fn pop<'c>(
         &mut self,
         memory: &GuestMemory<'m>,

@@ -108,7 +108,7 @@ impl<'d, 'm> Block<'d, 'm> {
 
     /// Starts what is available in queue `index`, until it is empty or the back end full.
     fn serve(&mut self, index: u16, queue: &mut ActiveQueue<'_, 'm>, now: Ticks) {
-        while let Some(chain) = queue.pop(&mut self.chain) {
+        while let Some(chain) = queue.pop_inline(&mut self.chain) {
             let head = chain.head;
             match self.requests.start(index, chain, now) {
                 Outcome::Submitted => (),

@@ -86,7 +86,7 @@ impl<'m> Net<'_, 'm> {
             return;
         };
         while !posted.is_full() {
-            let Some(Chain { head, writable, .. }) = queue.pop(&mut self.chain) else {
+            let Some(Chain { head, writable, .. }) = queue.pop_inline(&mut self.chain) else {
                 return;
             };
             if writable.remaining() < HEADER {
@@ -126,13 +126,12 @@ impl<'m> Net<'_, 'm> {
             // What of a frame the driver has been given.
             let mut given = 0;
             let mut next = held.take();
-            while !posted.is_empty()
-                && let Some(received) = next.take().or_else(|| self.port.poll_received(pair))
-            {
+            while let Some(received) = next.take().or_else(|| self.port.poll_received(pair)) {
                 if limited && given == 0 && !self.throttle.admit(Direction::In, now) {
                     *held = Some(received);
                     break;
                 }
+                // There is one, as the port fills none that was not posted.
                 let Some(head) = posted.pop_front() else { break };
                 queue.complete(head, received.written);
                 given += received.written;
