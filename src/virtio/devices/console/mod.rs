@@ -60,7 +60,9 @@ pub struct PortConfig<'d> {
 struct Port<'d> {
     config: PortConfig<'d>,
     due: Due,
-    /// The driver was told of it, and is ready.
+    /// The driver is told of it, once.
+    added: bool,
+    /// The driver is ready for it.
     ready: bool,
     /// The guest has it open.
     open: bool,
@@ -110,6 +112,7 @@ impl<'d, 'm> Console<'d, 'm> {
         let port = Port {
             config,
             due: Due::empty(),
+            added: false,
             ready: false,
             open: false,
             told_open: false,
@@ -127,7 +130,6 @@ impl<'d, 'm> Console<'d, 'm> {
             return;
         };
         let mut room = port.config.backend.room().min(MOST_AT_ONCE);
-        let full = room < MOST_AT_ONCE;
         while let Some(Chain { head, mut readable, .. }) = queue.pop_rarely(&mut self.chain) {
             // A driver that makes the buffer shorter meanwhile has what is left of it sent.
             let _ = readable.skip(port.sent.min(readable.remaining()));
@@ -145,7 +147,7 @@ impl<'d, 'm> Console<'d, 'm> {
             }
             if readable.remaining() != 0 {
                 // The other end tells when it has room; what was enough for one call goes on at once.
-                if full {
+                if port.config.backend.room() == 0 {
                     queue.park(head)
                 } else {
                     queue.put_back(head)
@@ -257,7 +259,8 @@ impl<'d, 'm> Console<'d, 'm> {
                 port.config.backend.set_open(open);
             }
             port.due = Due::empty();
-            (port.ready, port.open, port.told_open, port.sent) = (false, open, false, 0);
+            (port.added, port.ready, port.told_open) = (false, false, false);
+            (port.open, port.sent) = (open, 0);
         }
     }
 }
@@ -273,17 +276,18 @@ fn control(ports: &mut [Port<'_>], id: u32, event: u16, value: u16) -> Option<()
     if event == event::DEVICE_READY {
         if value == 1 {
             // A port that was added is not added again (5.3.6.2.1).
-            for port in ports.iter_mut().filter(|port| !port.ready) {
+            for port in ports.iter_mut().filter(|port| !port.added) {
                 port.due |= Due::ADD;
-                port.ready = true;
+                port.added = true;
             }
         }
         return Some(());
     }
     let is_first = id == 0;
-    let port = ports.get_mut(usize::try_from(id).ok()?).filter(|port| port.ready)?;
+    let port = ports.get_mut(usize::try_from(id).ok()?).filter(|port| port.added)?;
     match event {
         event::PORT_READY if value == 1 => {
+            port.ready = true;
             port.due |= Due::OPEN;
             port.due.set(Due::CONSOLE, port.config.console);
             port.due.set(Due::NAME, !port.config.name.is_empty());
