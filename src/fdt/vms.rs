@@ -39,7 +39,8 @@ const LIMITS: [&str; 4] =
 /// And, of disks, what only the front has, not a medium.
 const OF_FRONTS: [&str; 3] = ["queues", "capacity", "removable"];
 /// And what a socket device's.
-const OF_SOCKETS: [&str; 3] = ["guest-cid", "peers", "operator"];
+const OF_SOCKETS: [&str; 5] =
+    ["guest-cid", "peers", "operator", "limit-out-bytes", "limit-out-requests"];
 
 /// What a VM's node says. Numbers are as they are in the tree.
 #[derive(Clone, Debug)]

@@ -162,8 +162,11 @@ fn a_device_s_limits_are_rates_with_or_without_a_burst() {
 #[test]
 fn a_socket_device_s_node_is_understood() {
     let sockets = |name| TestNode::new(name).text("compatible", "sparkler,virtio-vsock");
-    let all =
-        sockets("sockets@0").cells("guest-cid", &[3]).cells("peers", &[4, 5]).flag("operator");
+    let all = sockets("sockets@0")
+        .cells("guest-cid", &[3])
+        .cells("peers", &[4, 5])
+        .flag("operator")
+        .cells("limit-out-bytes", &[1000]);
     let least = sockets("sockets@1").cells("guest-cid", &[4]);
     let blob = board(1, &[vm("alice", 0x4800_0000).child(all).child(least)]).blob();
     let board = Board::read(&blob, Pa::new(0)).unwrap();
