@@ -118,13 +118,15 @@ impl Vcpu<'_> {
         let vm = self.vm;
         let width = into.width();
         let Some(target) = Target::at(ipa, vm) else { return Access::Nobody };
-        vm.note_access(host);
+        // Who it is, is known by jumps, not by a value: nothing comes between the two matches.
         let value = match target {
             Target::Virtio { device, offset, .. } => {
+                vm.note_access(host);
                 self.exits.virtio_reads += 1;
                 device.lock().read(offset, virtio_width(width))
             }
             Target::Distributor(offset) => {
+                vm.note_access(host);
                 self.exits.gic += 1;
                 let width = width.bytes() as u32;
                 let vcpu = self.index;
@@ -147,6 +149,7 @@ impl Vcpu<'_> {
     ) -> u64 {
         let vm = self.vm;
         let here = Some(self.index);
+        vm.note_access(host);
         let mut loaded = 0;
         match target {
             Other::Redistributor(offset) => {
@@ -211,9 +214,9 @@ impl Vcpu<'_> {
     ) -> Access {
         let vm = self.vm;
         let Some(target) = Target::at(ipa, vm) else { return Access::Nobody };
-        vm.note_access(host);
         match target {
             Target::Virtio { slot, device, offset } => {
+                vm.note_access(host);
                 let count = match offset {
                     QUEUE_NOTIFY => &mut self.exits.kicks,
                     _ => &mut self.exits.virtio_writes,
@@ -234,6 +237,7 @@ impl Vcpu<'_> {
                 }
             }
             Target::Distributor(offset) => {
+                vm.note_access(host);
                 self.exits.gic += 1;
                 let width = width.bytes() as u32;
                 let vcpu = self.index;
