@@ -1,11 +1,11 @@
 //! The console device (5.3): ports, each with a stream of bytes to the guest and one from it.
 //!
 //! What is at the other end of a port is a [`PortBackend`]. A driver that accepts MULTIPORT is told of the ports by control
-//! messages, of which each port has some due ([`Due`]) until there is a buffer for them: so there is no
+//! messages, of which each port has some due (`Due`) until there is a buffer for them: so there is no
 //! queue of messages that a driver could have grow.
 //!
 //! Bytes that the other end has no room for wait in their ring. A buffer may be larger than all the room
-//! there ever is: how much of it is through already is remembered ([`Port::sent`]).
+//! there ever is: how much of it is through already is remembered (`Port::sent`).
 
 #[cfg(test)]
 mod tests;
