@@ -301,6 +301,31 @@ fn a_ram_disk_that_is_written_is_one_vm_s_alone() {
 }
 
 #[test]
+fn a_console_s_ports_lead_somewhere_and_a_pipe_has_two_ends() {
+    let console = |ports: &str| {
+        let node = TestNode::new("console").text("compatible", "sparkler,virtio-console");
+        node.text("ports", ports)
+    };
+    let pipe = || console("terminal\0pipe:a\0log\0pipe:b");
+    let plain = TestNode::new("tty").text("compatible", "sparkler,virtio-console");
+    let rng = TestNode::new("rng").text("compatible", "sparkler,virtio-rng");
+    let both = [good("one", 0).child(pipe()).child(rng), good("two", 1).child(pipe())];
+    let outcome = configure(3, &[&both[..], &[good("three", 2).child(plain.clone())]].concat(), 0);
+    assert_eq!(names(&outcome), ["one", "two", "three"]);
+    let why = "ports of /chosen/bad/console are not 1 to 4 of \"terminal\", \"log\" and \
+               \"pipe:NAME\", or one too many has that";
+    for ports in ["", "tty", "pipe:", "pipe:a b", "log\0", "log\0log\0log\0log\0log"] {
+        alone_is_refused(bad().child(console(ports)), &format!("/chosen/bad: {why}"));
+    }
+    let second = bad().child(plain).child(console("terminal"));
+    alone_is_refused(second, &format!("/chosen/bad: {why}"));
+    let outcome = configure(2, &[&both[..], &[bad().child(console("pipe:b"))]].concat(), 0);
+    assert_eq!((names(&outcome), outcome.1.len()), (vec!["one", "two"], 1));
+    let flag = bad().child(console("log").flag("read-only"));
+    alone_is_refused(flag, "/chosen/bad/console: read-only means nothing here");
+}
+
+#[test]
 fn a_network_device_s_numbers_and_address_are_possible() {
     let net =
         || TestNode::new("net").text("compatible", "sparkler,virtio-net").text("backend", "switch");
