@@ -130,11 +130,13 @@ mod on_target {
         const LEN: usize = 2048;
         static mut FROM: [u8; LEN] = [0; LEN];
         static mut TO: [u8; LEN] = [0; LEN];
-        // SAFETY: statics that are used here only, and through these slices only.
-        let slice = |room: *mut [u8; LEN]| unsafe {
-            SharedSlice::new(NonNull::new_unchecked(room.cast::<u8>()), Pa::new(0), LEN)
+        let slice = |room: *mut [u8; LEN]| {
+            let room = NonNull::new(room.cast::<u8>())?;
+            // SAFETY: statics that are used here only, and through these slices only.
+            Some(unsafe { SharedSlice::new(room, Pa::new(0), LEN) })
         };
-        let (from, to) = (slice(&raw mut FROM), slice(&raw mut TO));
+        let from = slice(&raw mut FROM).ok_or("null")?;
+        let to = slice(&raw mut TO).ok_or("null")?;
         for at in 0..LEN {
             from.store_u8(at, (at % 251) as u8).ok_or("outside")?;
         }
