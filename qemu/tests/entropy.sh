@@ -34,7 +34,7 @@ test_a_source_that_stops_is_an_error_for_the_operator_and_no_bytes_for_the_guest
         sleep 14
         echo "$(stat -c %s /run/random) bytes"
         echo "the guest lives"' \
-        -- -device virtio-rng-device,max-bytes=8,period=3600000 2>&1 | tee "$dir/out"
+        -- -global virtio-rng-device.max-bytes=8 -global virtio-rng-device.period=3600000 2>&1 | tee "$dir/out"
     expect_text "$dir/out" '0 bytes'
     expect_text "$dir/out" 'the guest lives'
     expect_text "$dir/out" "the board's source of entropy has failed"
