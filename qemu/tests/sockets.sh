@@ -32,18 +32,20 @@ test_streams_and_messages_between_guests_arrive_whole() {
         alice)
             $bench vsock-take 70
             $bench vsock-take-messages 71
-            # Both at once, each way.
-            $bench vsock-take 72 &
+            # Both at once, each way; what they say is not to meet in a line.
+            $bench vsock-take 72 >/run/taken &
             try $bench vsock-send 4 73 32
             wait
+            cat /run/taken
             sleep 5
             ;;
         bob)
             try $bench vsock-send 3 70 64
             try $bench vsock-send-messages 3 71 32
-            $bench vsock-take 73 &
+            $bench vsock-take 73 >/run/taken &
             try $bench vsock-send 3 72 32
             wait
+            cat /run/taken
             ;;
         esac' | tee "$dir/out"
     local size sums
