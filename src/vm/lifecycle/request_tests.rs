@@ -53,7 +53,11 @@ impl Trial {
     fn follow(&mut self) {
         match (self.fate, self.home.state()) {
             (Fate::Crashing { .. }, State::Crashed) => self.fate = Fate::Down(State::Crashed),
-            (Fate::Crashing { paused }, State::Starting | State::Running | State::Paused)
+            // It is loaded anew, in steps, of which the last one counts as a start.
+            (Fate::Crashing { paused }, State::Starting) if self.policy == OnCrash::Restart => {
+                self.fate = Fate::Up { paused };
+            }
+            (Fate::Crashing { paused }, State::Running | State::Paused)
                 if self.policy == OnCrash::Restart && self.over != Some(self.life().starts()) =>
             {
                 self.fate = Fate::Up { paused };
